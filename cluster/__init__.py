@@ -1,0 +1,1 @@
+"""WHERE blocks run: the Ray engine and its sessions."""

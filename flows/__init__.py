@@ -1,0 +1,1 @@
+"""WHEN it runs: Prefect flows and the command line on top."""

@@ -1,0 +1,1 @@
+"""WHAT HAPPENS to one study: read, plan, tile, predict, stitch, write, measure, export."""

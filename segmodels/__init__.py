@@ -1,0 +1,1 @@
+"""WHAT predicts: networks, cards, loaders."""
