@@ -1,0 +1,82 @@
+"""Overlapping tiles into one answer: importance weights and the rolling accumulator.
+
+The weights are MONAI's (`monai.inferers.sliding_window_inference`): a Gaussian centred in the tile with a standard
+deviation of an eighth of it, clamped from below at 1e-3, or ones. Sums are float32, added in raster order of the
+tiles, so that every voxel's sum is the same whatever the blocks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .grid import Box, Triple
+
+if TYPE_CHECKING:
+    import torch
+
+SIGMA_SCALE = 0.125
+FLOOR = 1e-3
+
+
+def importance(tile: Triple, stitch: str) -> np.ndarray:
+    """Weights of one tile, float32, axes z,y,x.
+
+    gaussian: product over the axes of exp(-x^2 / (2 s^2)), x from -(n-1)/2 to (n-1)/2, s = n/8; then clamped at
+    max(smallest weight, 1e-3). constant: ones.
+    """
+    if stitch == "constant":
+        return np.ones(tile, np.float32)
+    weights = np.ones((), np.float32)
+    for length in tile:
+        offsets = np.arange(-(length - 1) / 2, (length - 1) / 2 + 1, dtype=np.float32)
+        sigma = np.float32(SIGMA_SCALE * length)
+        weights = weights[..., None] * np.exp(offsets**2 / np.float32(-2 * sigma**2))
+    return np.maximum(weights, np.float32(max(float(weights.min()), FLOOR))).astype(np.float32)
+
+
+class RollingAccumulator:
+    """Weighted sums over the rows of a block that tiles can still reach, and no more.
+
+    Holds `depth` rows of the block's y,x extent: float32 sums (classes, depth, y, x) and weights (depth, y, x).
+    Tiles arrive in raster order, so rows below the newest tile's first row are final and leave through `roll`.
+    """
+
+    def __init__(self, box: Box, classes: int, weights: torch.Tensor) -> None:
+        import torch
+
+        _, height, width = box.shape
+        depth = min(weights.shape[0], box.shape[0])
+        self.box, self.weights = box, weights
+        self.row = box.start[0]  # the study's z of the first row held
+        self.sums = torch.zeros((classes, depth, height, width), device=weights.device)
+        self.norm = torch.zeros((depth, height, width), device=weights.device)
+
+    def add(self, tile: Box, logits: torch.Tensor) -> None:
+        """Add one tile's logits (classes, z, y, x), weighted, where they lie inside the block."""
+        inside = tile.clip(self.box)
+        source = inside.shift((-tile.start[0], -tile.start[1], -tile.start[2])).slices
+        target = inside.shift((-self.row, -self.box.start[1], -self.box.start[2])).slices
+        weights = self.weights[source]
+        self.sums[(slice(None), *target)] += logits[(slice(None), *source)] * weights
+        self.norm[target] += weights
+
+    def roll(self, row: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Give up the rows below `row`: yields (z, sums (classes, y, x), weights (y, x)), then moves the window."""
+        done = min(row, self.box.stop[0]) - self.row
+        if done <= 0:
+            return
+        depth = self.norm.shape[0]
+        held = min(done, depth)
+        for i in range(held):
+            yield self.row + i, self.sums[:, i], self.norm[i]
+        keep = depth - held
+        # Row by row: source and target overlap in memory.
+        for i in range(keep):
+            self.sums[:, i] = self.sums[:, i + held]
+            self.norm[i] = self.norm[i + held]
+        self.sums[:, keep:] = 0
+        self.norm[keep:] = 0
+        self.row += done
