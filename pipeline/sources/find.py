@@ -1,0 +1,209 @@
+"""Find the studies that a list of INPUTs names, and give each its name.
+
+The result depends on what is on disk, not on the order of the INPUTs: studies come sorted by name, then by
+location. Nothing is opened but the metadata of folders that may be OME-Zarr and, where two studies would have
+one name, the content of the later one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import StudyError
+from pipeline.sources.base import Found, Kind, Study
+from pipeline.sources.names import NIFTI_ENDINGS, VIDEO_ENDINGS, channel_number, study_name
+from pipeline.sources.ome_metadata import looks_like_ome_zarr
+
+Candidate = Study | tuple[str, StudyError]
+
+_KINDS_READ = "expected .nii, .nii.gz, an OME-Zarr folder, or a folder of these"
+_LATER = "DICOM, video and folders of frames are not supported by this version yet"
+_LATER_ENDINGS = (*VIDEO_ENDINGS, ".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def find_studies(inputs: Sequence[str], *, exclude: str | None) -> Found:
+    """All studies that the INPUTs (files, folders, file:// URLs) name, each once, with unique names.
+
+    `exclude` (OUT) is not searched where it lies inside an INPUT. What cannot become a study is a failure
+    beside the others: (the path as the user knows it, StudyError("input")).
+    """
+    skipped = None if exclude is None else os.path.realpath(_local_path(exclude))
+    studies: list[Study] = []
+    failures: list[tuple[str, StudyError]] = []
+    for given in dict.fromkeys(inputs):
+        for candidate in _candidates(given, skipped):
+            if isinstance(candidate, Study):
+                studies.append(candidate)
+            else:
+                failures.append(candidate)
+    unique, clashes = _with_unique_names(_each_once(studies))
+    return Found(unique, sorted([*failures, *clashes], key=lambda failure: failure[0]))
+
+
+def _candidates(given: str, skipped: str | None) -> Iterator[Candidate]:
+    try:
+        path = _local_path(given)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISDIR(mode):
+            yield _explicit_file(given, path, mode)
+            return
+    except StudyError as error:
+        yield given, error
+        return
+    except (OSError, ValueError) as error:
+        yield given, _unreadable(error)
+        return
+    empty = True
+    for candidate in _explicit_folder(given, path, skipped):
+        yield candidate
+        empty = False
+    if empty:
+        yield given, StudyError("input", f"there is no study in this folder: {_KINDS_READ} ({_LATER})")
+
+
+def _local_path(given: str) -> str:
+    """The path of a plain INPUT or a file:// URL; StudyError for what lies elsewhere."""
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given):
+        return given
+    url = urlsplit(given)
+    if url.scheme.lower() != "file" or url.netloc not in ("", "localhost"):
+        raise StudyError("input", "this version reads local files only; expected a path or a file:// URL")
+    return unquote(url.path, errors="surrogateescape")
+
+
+def _unreadable(error: Exception) -> StudyError:
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no usable path"
+    return StudyError("input", f"it could not be read: {reason}")
+
+
+def _explicit_file(given: str, path: str, mode: int) -> Candidate:
+    name = os.path.basename(os.path.abspath(path))
+    if not stat.S_ISREG(mode):
+        return given, StudyError("input", "it is neither a regular file nor a folder")
+    if name.lower().endswith(NIFTI_ENDINGS):
+        return Study(study_name(name), given, (os.path.abspath(path),), "nifti")
+    if name.lower().endswith(_LATER_ENDINGS) or _is_dicom(path):
+        return given, StudyError("input", f"{_LATER}; {_KINDS_READ}")
+    return given, StudyError("input", f"it is of no known kind: {_KINDS_READ}")
+
+
+def _is_dicom(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _explicit_folder(given: str, path: str, skipped: str | None) -> Iterator[Candidate]:
+    top = os.path.abspath(path)
+    if os.path.realpath(top) == skipped:
+        yield given, StudyError("input", "it is the output folder; name the folder of the scans")
+        return
+    if looks_like_ome_zarr(top):
+        yield Study(study_name(os.path.basename(top)), given, (top,), "ome-zarr")
+        return
+    yield from _search(given, top, "", skipped, seen=set())
+
+
+def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[str]) -> Iterator[Candidate]:
+    """Everything below `top/inside`, sorted; each real folder once, so that loops of links end."""
+    folder = os.path.join(top, inside) if inside else top
+    shown = os.path.join(given, inside) if inside else given
+    real = os.path.realpath(folder)
+    if real in seen or real == skipped:
+        return
+    seen.add(real)
+    try:
+        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError as error:
+        yield shown, _unreadable(error)
+        return
+    folders = [entry for entry in entries if os.path.isdir(os.path.join(folder, entry))]
+    files = [
+        entry for entry in entries if entry.lower().endswith(NIFTI_ENDINGS) and entry not in set(folders)
+    ]
+    yield from _nifti_studies(top, inside, shown, files)
+    for entry in folders:
+        path, name = os.path.join(folder, entry), os.path.join(inside, entry)
+        if looks_like_ome_zarr(path):
+            if os.path.realpath(path) != skipped:
+                yield Study(study_name(name), os.path.join(given, name), (path,), "ome-zarr")
+        else:
+            yield from _search(given, top, name, skipped, seen)
+
+
+def _nifti_studies(top: str, inside: str, shown: str, files: list[str]) -> Iterator[Candidate]:
+    """The NIfTI files of one folder: channels of one study if all are numbered, else a study each."""
+    folder = os.path.join(top, inside) if inside else top
+    numbers = [channel_number(name) for name in files]
+    if not files or None in numbers:
+        for name in files:
+            path = os.path.join(folder, name)
+            if not os.path.isfile(path):  # a broken link, a pipe
+                yield os.path.join(shown, name), StudyError("input", "it is not a file that can be read")
+            else:
+                yield Study(
+                    study_name(os.path.join(inside, name)), os.path.join(shown, name), (path,), "nifti"
+                )
+        return
+    by_number = sorted(zip((n for n in numbers if n is not None), files, strict=True))
+    if [number for number, _ in by_number] != list(range(len(files))):
+        given = ", ".join(f"_{number:04d}" for number, _ in by_number[:8]) + (
+            ", ..." if len(files) > 8 else ""
+        )
+        yield (
+            shown,
+            StudyError(
+                "input",
+                f"all NIfTI files of this folder are numbered as channels of one study, but with {given}; "
+                f"expected _0000 to _{len(files) - 1:04d}, each once (one folder per study)",
+            ),
+        )
+        return
+    name = study_name(inside or os.path.basename(top), whole=True)
+    yield Study(name, shown, tuple(os.path.join(folder, file) for _, file in by_number), "nifti")
+
+
+def _each_once(studies: list[Study]) -> list[Study]:
+    """One study per real location (the first by name), sorted by name, then location."""
+    first: dict[tuple[Kind, tuple[str, ...]], Study] = {}
+    for study in sorted(studies, key=_order):
+        first.setdefault((study.kind, _location(study)), study)
+    return sorted(first.values(), key=_order)
+
+
+def _order(study: Study) -> tuple[str, tuple[str, ...]]:
+    return study.name, _location(study)
+
+
+def _location(study: Study) -> tuple[str, ...]:
+    return tuple(os.path.realpath(part) for part in study.parts)
+
+
+def _with_unique_names(studies: list[Study]) -> tuple[list[Study], list[tuple[str, StudyError]]]:
+    """Where several studies share a name, the later ones get `-` and 6 hex digits of their content."""
+    from pipeline.sources import digest_of
+
+    taken = {study.name for study in studies}
+    seen: set[str] = set()
+    unique: list[Study] = []
+    failures: list[tuple[str, StudyError]] = []
+    for study in studies:
+        if study.name not in seen:
+            seen.add(study.name)
+            unique.append(study)
+            continue
+        try:
+            name = base = f"{study.name}-{digest_of(study)[:6]}"
+        except StudyError as error:
+            failures.append((study.source, error))
+            continue
+        copies = 1
+        while name in taken:  # the same bytes again, or somebody's own file of that name
+            copies += 1
+            name = f"{base}-{copies}"
+        taken.add(name)
+        unique.append(Study(name, study.source, study.parts, study.kind))
+    return sorted(unique, key=_order), failures
