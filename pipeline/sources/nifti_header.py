@@ -81,7 +81,7 @@ def read_facts(stream: ByteStream) -> Facts:
     Raises StudyError: "input" where the file cannot be one volume of real numbers, "geometry" where nothing
     (or nonsense) says where its voxels lie.
     """
-    raw, header, least_offset = _parse(stream)
+    raw, header, data_offset = _parse(stream)
     dtype = _dtype(header)
     x, y, z, volumes, channels = _shape(header)
     slope, inter = _scaling(header)
@@ -93,7 +93,7 @@ def read_facts(stream: ByteStream) -> Facts:
         shape_zyx=(z, y, x),
         volumes=volumes,
         channels=channels,
-        data_offset=_data_offset(header, least_offset),
+        data_offset=data_offset,
         affine=check_affine(_affine(header)),
         nifti=_nifti(header),
         warnings=_warnings(header),
@@ -129,13 +129,14 @@ def _parse(stream: ByteStream) -> tuple[bytes, Any, int]:
     if found != magic:
         raise StudyError("input", "it is no NIfTI file (the magic bytes of the header are wrong)")
     header = parser(raw, endianness=endianness, check=False)
-    # The repairs that nibabel makes when it loads a file, so that the affine is the one nibabel gives.
+    data_offset = _data_offset(float(header["vox_offset"]), least_offset)
     spacing = np.array(header["pixdim"][1:4])
+    # The repairs that nibabel makes when it loads a file, so that the affine is the one nibabel gives.
     header.check_fix(logger=_silent, error_level=1000)
     # One of them makes a voxel size up where there is none; only the qform uses it.
     if header["sform_code"] == 0 and header["qform_code"] > 0 and not (np.abs(spacing) > 0).all():
         raise StudyError("geometry", "the affine is singular: the header gives a voxel size of zero")
-    return raw, header, least_offset
+    return raw, header, data_offset
 
 
 def _dtype(header: Any) -> np.dtype[Any]:
@@ -178,8 +179,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, inter
 
 
-def _data_offset(header: Any, least: int) -> int:
-    offset = float(header["vox_offset"])
+def _data_offset(offset: float, least: int) -> int:
     if not least <= offset <= _LARGEST_EXTENSIONS or not offset.is_integer():
         raise StudyError(
             "input",
