@@ -1,1 +1,205 @@
-"""Where blocks run: what an engine promises, and the one that runs them in this process."""
+"""Where blocks run: what an engine promises, what travels, and the engine that runs them in this process."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from .errors import Cause, StudyError
+from .grid import Box, Grid, Shards, Triple
+
+if TYPE_CHECKING:
+    from segmodels.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker needs to become ready: the model, by name or folder and hash, and the runtime."""
+
+    model: str
+    model_hash: str
+    classes: int | None
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What one worker takes before any block: measured after the model was loaded and one batch of tiles had run."""
+
+    host_bytes: int
+    device_bytes: int
+    seconds_per_tile: float
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """One block of one study: where to read, what to compute, where to write. A few hundred bytes, no arrays.
+
+    `image`, `labels`: URLs of the level-0 arrays. `statistics`: URL of the image's statistics. `range`: the block, as
+    a box of shard indices; `missing`: the shards in it that are not done yet. `fill`: what lies outside the image,
+    "zero" (after normalisation) or "reflect".
+    """
+
+    key: str
+    index: int
+    image: str
+    labels: str
+    ledger: str
+    statistics: str
+    grid: Grid
+    shards: Shards
+    range: Box
+    missing: tuple[Triple, ...]
+    stitch: str
+    fill: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished block says of itself. Its statistics stand in its shards' markers."""
+
+    key: str
+    index: int
+    shards: int
+    tiles: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A block that was given up, with the typed cause."""
+
+    key: str
+    index: int
+    cause: Cause
+    message: str
+    attempts: int = 1
+
+
+Work = tuple[BlockTask, ...]
+
+
+class Engine(Protocol):
+    """Runs works (blocks that share tile batches) on its workers.
+
+    Every block handed out ends as exactly one Receipt or Failure, unless `stop` is set: then `run` ends soon and
+    what was in flight has neither. A block is idempotent: it may be run again at any time.
+    """
+
+    workers: int
+
+    def measure(self, window: Triple, channels: int) -> Baseline: ...
+
+    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Receipt | Failure]: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Worker:
+    """A loaded model under one runtime: the same object in this process and inside an actor."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        import segmodels
+        from segmodels.predictor import make_predictor
+
+        model = segmodels.load(spec.model, classes=spec.classes)
+        if model.hash != spec.model_hash:
+            raise StudyError(
+                "model",
+                f"the model changed while the run was on: planned {spec.model_hash[:12]}, "
+                f"found {model.hash[:12]}; start the command again",
+            )
+        self.spec, self.model = spec, model
+        self.predictor = make_predictor(model, spec.runtime)
+
+    def measure(self, window: Triple, channels: int) -> Baseline:
+        """Run one batch of tiles of `window` (z,y,x) voxels and say what the process took."""
+        import torch
+
+        import pipeline.blocks  # noqa: F401  what a block imports belongs to the baseline
+
+        batch = self.spec.runtime.batch
+        tiles = torch.zeros((batch, channels, *window))
+        predictor = self.predictor.fit(FLAT)
+        predictor.predict(tiles)
+        start = time.perf_counter()
+        predictor.predict(tiles)
+        if self.spec.runtime.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        device = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+        return Baseline(peak_rss(), device, seconds / batch)
+
+    def run(self, tasks: Work) -> list[Receipt | Failure]:
+        """Segment the blocks of one work."""
+        from .blocks import segment_blocks
+
+        return list(segment_blocks(tasks, self.model, self.predictor, self.spec.runtime))
+
+
+class _Flat:
+    """A histogram to fit a model with when all that matters is what running it takes."""
+
+    def histogram(self):  # type: ignore[no-untyped-def]
+        import numpy as np
+
+        return np.arange(256.0), np.ones(256, np.int64)
+
+
+FLAT = _Flat()
+
+
+class SerialEngine:
+    """Runs blocks one after another in this process."""
+
+    workers = 1
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.worker = Worker(spec)
+
+    def measure(self, window: Triple, channels: int) -> Baseline:
+        return self.worker.measure(window, channels)
+
+    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Receipt | Failure]:
+        from .blocks import segment_blocks
+
+        worker = self.worker
+        for work in works:
+            if stop.is_set():
+                return
+            yield from segment_blocks(work, worker.model, worker.predictor, worker.spec.runtime, stop)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def peak_rss() -> int:
+    """Highest resident memory of this process in bytes, since it began or since `reset_peak_rss`."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_rss() -> None:
+    """Let `peak_rss` count from now on, where the kernel allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Affine:
-    """y = (clip(x) - shift) / divisor in float64, then float32. `keep_zero` leaves voxels of raw value 0 at 0."""
+    """y = (clip(x) - shift) / divisor + offset in float64, then float32. `keep_zero`: raw voxels of 0 stay 0."""
 
     shift: float = 0.0
     divisor: float = 1.0
+    offset: float = 0.0
     lower: float | None = None
     upper: float | None = None
     keep_zero: bool = False
@@ -36,6 +38,7 @@ class Affine:
             np.clip(values, self.lower, self.upper, out=values)
         values -= self.shift
         values /= self.divisor
+        values += self.offset
         if self.keep_zero:
             values[raw == 0] = 0
         out[...] = values
@@ -70,12 +73,12 @@ def _affine(entry: Any, statistics: ChannelStatistics, channel: int) -> Affine:
                 statistics.nonzero_mean, max(statistics.nonzero_std, STD_FLOOR), keep_zero=True
             )
         case "ct":
-            return Affine(entry.mean, max(entry.std, STD_FLOOR), entry.lower, entry.upper)
+            return Affine(entry.mean, max(entry.std, STD_FLOOR), 0.0, entry.lower, entry.upper)
         case "scale":
             (a, b), (c, d) = entry.from_, entry.to
-            divisor = (b - a) / (d - c)
+            divisor = (b - a) / (d - c) if c != d else math.inf
             low, high = (min(a, b), max(a, b)) if entry.clip else (None, None)
-            return Affine(a - c * divisor, divisor, low, high)
+            return Affine(a, divisor, c, low, high)
         case "imagenet":
             return Affine(255 * IMAGENET_MEAN[channel % 3], 255 * IMAGENET_STD[channel % 3])
     raise ValueError(f"unknown normalize kind {entry.kind!r}")

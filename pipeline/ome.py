@@ -40,7 +40,7 @@ def image_shard_shape(shape: Triple, channels: int, itemsize: int) -> Triple:
     """Shards of the image itself: as the labels', with fewer rows where a slab of them would pass 64 MiB."""
     rows, y, x = shard_shape(shape)
     while rows > 8 and rows * shape[1] * shape[2] * channels * itemsize > SLAB_BYTES:
-        rows = max(8, rows // 2)
+        rows = max(8, rows // 2 // 8 * 8)
     return rows, y, x
 
 

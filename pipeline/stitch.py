@@ -40,8 +40,9 @@ def importance(tile: Triple, stitch: str) -> np.ndarray:
 class RollingAccumulator:
     """Weighted sums over the rows of a block that tiles can still reach, and no more.
 
-    Holds `depth` rows of the block's y,x extent: float32 sums (classes, depth, y, x) and weights (depth, y, x).
-    Tiles arrive in raster order, so rows below the newest tile's first row are final and leave through `roll`.
+    Holds `depth` rows of the block's y,x extent: float32 sums (classes, depth, y, x). Tiles arrive in raster order,
+    so rows below the newest tile's first row are final and leave through `roll`. The sums are not divided by the
+    sum of the weights: that is positive and the same for all classes, so neither an argmax nor a sign depends on it.
     """
 
     def __init__(self, box: Box, classes: int, weights: torch.Tensor) -> None:
@@ -52,31 +53,30 @@ class RollingAccumulator:
         self.box, self.weights = box, weights
         self.row = box.start[0]  # the study's z of the first row held
         self.sums = torch.zeros((classes, depth, height, width), device=weights.device)
-        self.norm = torch.zeros((depth, height, width), device=weights.device)
 
     def add(self, tile: Box, logits: torch.Tensor) -> None:
-        """Add one tile's logits (classes, z, y, x), weighted, where they lie inside the block."""
+        """Add one tile's logits (classes, z, y, x), weighted, where they lie inside the block. Overwrites `logits`.
+
+        Product and sum are two roundings, never a fused one: a fused kernel may round the tail of a row another way,
+        and then the result would depend on how blocks are cut.
+        """
         inside = tile.clip(self.box)
         source = inside.shift((-tile.start[0], -tile.start[1], -tile.start[2])).slices
         target = inside.shift((-self.row, -self.box.start[1], -self.box.start[2])).slices
-        weights = self.weights[source]
-        self.sums[(slice(None), *target)] += logits[(slice(None), *source)] * weights
-        self.norm[target] += weights
+        logits.mul_(self.weights)
+        self.sums[(slice(None), *target)] += logits[(slice(None), *source)]
 
-    def roll(self, row: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Give up the rows below `row`: yields (z, sums (classes, y, x), weights (y, x)), then moves the window."""
+    def roll(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give up the rows below `row`: yields (z, sums (classes, y, x)) for each, then moves the window."""
         done = min(row, self.box.stop[0]) - self.row
         if done <= 0:
             return
-        depth = self.norm.shape[0]
+        depth = self.sums.shape[1]
         held = min(done, depth)
         for i in range(held):
-            yield self.row + i, self.sums[:, i], self.norm[i]
+            yield self.row + i, self.sums[:, i]
         keep = depth - held
-        # Row by row: source and target overlap in memory.
-        for i in range(keep):
+        for i in range(keep):  # row by row: source and target overlap in memory
             self.sums[:, i] = self.sums[:, i + held]
-            self.norm[i] = self.norm[i + held]
         self.sums[:, keep:] = 0
-        self.norm[keep:] = 0
         self.row += done

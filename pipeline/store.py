@@ -140,3 +140,11 @@ def copy(source: str, target: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     shutil.copytree(local(source), temporary)
     temporary.rename(path)
+
+
+def sync_tree(url: str) -> None:
+    """Make a folder and all in it durable."""
+    for folder, _, files in os.walk(local(url)):
+        for name in files:
+            sync(os.path.join(folder, name))
+        sync(folder)

@@ -1,0 +1,97 @@
+"""The Python face: plan and segment in this process, without Prefect and, unless asked, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .engine import Engine, SerialEngine, WorkerSpec
+from .job import Job, make_job
+from .logs import run_log
+from .planning import Plan
+from .run import Progress, Run, plan_only
+from .start import claim_out, find, memory_budget, resolve_method
+from .summary import References, Summary, finish, write_run
+
+EngineFactory = Callable[[WorkerSpec], Engine]
+
+
+def start_run(job: Job) -> Run:
+    """Check everything that can be checked before work begins. Raises UsageError."""
+    method = resolve_method(job)
+    found = find(job)
+    published = claim_out(job, method, found)
+    run = Run(job, method, found, published)
+    write_run(run)
+    return run
+
+
+def run_blocks(
+    run: Run,
+    engine: EngineFactory,
+    publish: Callable[[Progress], None] | None = None,
+    observe: Callable[[Run], None] = lambda run: None,
+) -> None:
+    """Drive a run to its end on an engine: measure, prepare, compute, publish each study as it gets whole."""
+    publish = publish or run.publish
+    with engine(run.method.spec) as workers:
+        run.measure(workers)
+        for outcome in workers.run(run.works(), run.stop):
+            run.take(outcome)
+            run.settle(publish)
+            observe(run)
+    if not run.stop.is_set():
+        run.settle(publish)
+    observe(run)
+
+
+def segment(
+    inputs: str | Path | Sequence[str | Path],
+    model: str | Path,
+    out: str | Path,
+    *,
+    engine: str | EngineFactory = "serial",
+    **settings: Any,
+) -> Summary:
+    """Segment scans; masks, metrics and report go to `out`. Settings are the flags' names.
+
+    engine: "serial", or what `cluster.ray_engine(...)` gives. Bad studies are set aside and stand in the summary;
+    raises UsageError when nothing could start.
+    """
+    chosen: EngineFactory = SerialEngine if engine == "serial" else _factory(engine)
+    job = make_job(_settings(inputs, model) | {"out": str(out), "engine": "serial"} | settings)
+    run = start_run(job)
+    with run_log(run.out, run.id):
+        run_blocks(run, chosen)
+        return finish(run, References(job.reference, run))
+
+
+def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **settings: Any) -> list[Plan]:
+    """What `segment` would do, study by study, in the order of their names; reads headers only.
+
+    Raises UsageError when nothing could start, StudyError for a study that cannot be planned.
+    """
+    job = make_job(_settings(inputs, model) | {"engine": "serial"} | settings)
+    method, found = resolve_method(job), find(job)
+    with SerialEngine(method.spec) as engine:
+        baseline = engine.measure(method.window, len(method.card.channels))
+    workers = job.workers or 1
+    share = max(1, -(-workers // len(found.studies)))
+    budget = memory_budget(job, workers)
+    return [plan_only(study, method, baseline, budget, share) for study in found.studies]
+
+
+def _settings(inputs: str | Path | Sequence[str | Path], model: str | Path) -> dict[str, Any]:
+    listed = [inputs] if isinstance(inputs, str | Path) else inputs
+    return {"inputs": [str(i) for i in listed], "model": str(model)}
+
+
+def _factory(engine: str | EngineFactory) -> EngineFactory:
+    if isinstance(engine, str):
+        from .errors import UsageError
+
+        raise UsageError(
+            f'engine {engine!r}: in Python give "serial" or an engine such as cluster.ray_engine(workers=2)'
+        )
+    return engine

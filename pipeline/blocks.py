@@ -1,0 +1,241 @@
+"""Blocks in, whole label shards and markers out: the plain function that every engine runs.
+
+A block is read, normalised and predicted tile by tile in raster order; sums roll along z; finished rows become labels
+at once; a row of shards is written when it is whole, then marked. Memory depends on the block's y,x extent, the tile's
+depth and the number of classes, never on the block's length.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import ledger, ome, statistics, store
+from .engine import BlockTask, Failure, Receipt, peak_rss, reset_peak_rss
+from .errors import StudyError
+from .grid import Box
+from .metrics.structures import shard_statistics
+from .normalize import normalizers
+from .stitch import RollingAccumulator, importance
+from .window import InputWindow
+
+if TYPE_CHECKING:
+    import torch
+
+    from segmodels import Model
+    from segmodels.predictor import Predictor
+    from segmodels.runtime import Runtime
+
+
+def segment_blocks(
+    tasks: Sequence[BlockTask],
+    model: Model,
+    predictor: Predictor,
+    runtime: Runtime,
+    stop: threading.Event | None = None,
+) -> Iterator[Receipt | Failure]:
+    """Segment blocks of one study or of several; yields one Receipt or Failure per block, as each ends.
+
+    Tiles of all blocks share batches of `runtime.batch`; the last batch is filled up with zeros, since a network's
+    sums depend on the batch's size. With `stop` set it returns between two batches: what is marked stays marked.
+    """
+    batch: list[tuple[BlockRun, Box]] = []
+    for task in tasks:
+        try:
+            run = BlockRun(task, model, predictor, runtime)
+        except StudyError as error:
+            yield Failure(task.key, task.index, error.cause, error.message)
+            continue
+        except OSError as error:
+            yield Failure(task.key, task.index, "storage", f"reading failed: {error.strerror}")
+            continue
+        if batch and batch[0][0].predictor is not run.predictor:
+            yield from _compute(batch, runtime)
+            batch = []
+        for tile in run.tiles:
+            if stop is not None and stop.is_set():
+                return
+            batch.append((run, tile))
+            if len(batch) == runtime.batch:
+                yield from _compute(batch, runtime)
+                batch = []
+    yield from _compute(batch, runtime)
+
+
+def _compute(batch: list[tuple[BlockRun, Box]], runtime: Runtime) -> Iterator[Receipt | Failure]:
+    """Predict one batch and hand each tile's logits to its block; yields what ends with it."""
+    import torch
+
+    live = [(run, tile) for run, tile in batch if not run.over]
+    if not live:
+        return
+    channels, window = live[0][0].channels, live[0][0].window_shape
+    tiles = torch.zeros((runtime.batch, channels, *window))
+    for i, (run, tile) in enumerate(live):
+        with run.failing():
+            run.read(tile, tiles[i].numpy())
+    try:
+        logits = live[0][0].predictor.predict(tiles)
+    except RuntimeError as error:  # torch's own kind, out of memory among them
+        for run, _ in live:
+            run.fail(_network_error(error))
+    for i, (run, tile) in enumerate(live):
+        if not run.over:
+            with run.failing(), torch.inference_mode():
+                run.add(tile, logits[i])
+        if run.outcome is not None:
+            yield run.take_outcome()
+
+
+class BlockRun:
+    """One block on its way: its window of input, its sums, its labels that are not written yet."""
+
+    def __init__(self, task: BlockTask, model: Model, predictor: Predictor, runtime: Runtime) -> None:
+        import torch
+
+        reset_peak_rss()
+        self.began = time.perf_counter()
+        self.task, self.runtime, self.card = task, runtime, model.card
+        channels = statistics.from_bytes(store.read(task.statistics))
+        self.predictor = predictor.fit(channels[0])
+        self.box = task.shards.box_of(task.range)
+        missing = [task.shards.box(index) for index in task.missing]
+        self.tiles = [
+            tile for tile in task.grid.tiles_over(self.box) if any(tile.meets(box) for box in missing)
+        ]
+        self.window_shape = tuple(
+            t + 2 * m for t, m in zip(task.grid.tile, task.grid.margin, strict=True)
+        )
+        image = ome.open_array(task.image)
+        self.channels = len(channels)
+        region = _hull(self.tiles).grow(task.grid.margin)
+        self.window = InputWindow(
+            image, region, self.window_shape[0], normalizers(self.card.normalize, channels), task.fill
+        )
+        self.image = image
+        weights = torch.from_numpy(importance(task.grid.tile, task.stitch)).to(runtime.device)
+        self.sums = RollingAccumulator(self.box, self.predictor.classes, weights)
+        self.labels = ome.open_array(task.labels, "r+")
+        depth = min(task.shards.shard[0], self.box.shape[0])
+        self.rows = np.zeros((depth, *self.box.shape[1:]), self.labels.dtype)
+        self.done = 0
+        self.outcome: Receipt | Failure | None = None
+        self.over = False
+
+    def read(self, tile: Box, out: np.ndarray) -> None:
+        """Put the tile's normalised voxels, with the margin the network needs, into `out` (channels, z, y, x)."""
+        out[...] = self.window.tile(tile.grow(self.task.grid.margin))
+
+    def add(self, tile: Box, logits: torch.Tensor) -> None:
+        """Take one tile's logits (classes, z, y, x); write what they finish. The last tile ends the block."""
+        import torch
+
+        if not bool(torch.isfinite(logits.sum())) and not bool(torch.isfinite(logits).all()):
+            raise StudyError(
+                "model",
+                f"the network answered NaN or inf in the tile at z,y,x = {tile.start}; no mask was made of it "
+                f"(precision {self.runtime.precision}: try --precision fp32)",
+            )
+        # Rows above this tile's first one are final; rows before the block are not ours.
+        self._finish_rows(tile.start[0])
+        self.sums.add(tile, logits)
+        self.done += 1
+        if self.done == len(self.tiles):
+            self._finish_rows(self.box.stop[0])
+            task = self.task
+            seconds = time.perf_counter() - self.began
+            self._end(
+                Receipt(task.key, task.index, len(task.missing), self.done, seconds, peak_rss())
+            )
+
+    def _finish_rows(self, below: int) -> None:
+        depth = self.task.shards.shard[0]
+        for z, sums in self.sums.roll(below):
+            self.rows[z % depth] = label_row(sums, self.card)
+            if z % depth == depth - 1 or z == self.box.stop[0] - 1:
+                self._write_shards(z // depth)
+
+    def _write_shards(self, shard_row: int) -> None:
+        """Write the missing shards of one row of shards, each whole, then its marker."""
+        task = self.task
+        for index in task.missing:
+            if index[0] != shard_row:
+                continue
+            box = task.shards.box(index)
+            _, y, x = box.shift((0, -self.box.start[1], -self.box.start[2])).slices
+            labels = self.rows[: box.shape[0], y, x]
+            write_shard(self.labels, task.labels, index, box, labels)
+            intensity = self.image[(0,) * (self.image.ndim - 3) + box.slices] if labels.any() else None
+            ledger.write_marker(
+                task.ledger, index, self.runtime.hash, shard_statistics(labels, intensity, box.start)
+            )
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Errors of one block end that block; the others of its batch go on."""
+        try:
+            yield
+        except StudyError as error:
+            self.fail(error)
+        except OSError as error:
+            self.fail(StudyError("storage", f"reading or writing failed: {error.strerror or 'i/o error'}"))
+
+    def _end(self, outcome: Receipt | Failure) -> None:
+        self.outcome, self.over = outcome, True
+
+    def fail(self, error: StudyError) -> None:
+        self._end(Failure(self.task.key, self.task.index, error.cause, error.message))
+
+    def take_outcome(self) -> Receipt | Failure:
+        outcome, self.outcome = self.outcome, None
+        assert outcome is not None
+        # What the block held is given back now, not when the caller lets go of its last tile.
+        del self.window, self.sums, self.rows
+        return outcome
+
+
+def _network_error(error: RuntimeError) -> StudyError:
+    text = str(error).splitlines()[0][:200]
+    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return StudyError("memory", f"the network ran out of memory on a batch of tiles: {text}; a smaller --tile")
+    return StudyError("model", f"the network failed on a batch of tiles: {text}")
+
+
+def label_row(sums: torch.Tensor, card: Any) -> np.ndarray:
+    """Labels (y, x) of one row of summed logits (classes, y, x).
+
+    softmax: the largest channel wins, the first on a tie. sigmoid: channel i paints the i-th label where its logit is
+    above 0 (a probability above 0.5), later channels over earlier ones.
+    """
+    import torch
+
+    if card.activation == "softmax":
+        return sums.argmax(dim=0).cpu().numpy()
+    labels = torch.zeros(sums.shape[1:], dtype=torch.int32, device=sums.device)
+    for channel, label in enumerate(card.labels):
+        labels.masked_fill_(sums[channel] > 0, int(label))
+    return labels.cpu().numpy()
+
+
+def write_shard(array: Any, url: str, index: tuple[int, int, int], box: Box, labels: np.ndarray) -> None:
+    """Write one whole label shard durably. A shard of background alone is not stored.
+
+    The old shard goes first: zarr reads what is there even for a whole write, and fails on a damaged one.
+    """
+    lead = (0,) * (array.ndim - 3)
+    path = store.join(url, "c", *map(str, lead), *map(str, index))
+    store.delete(path)
+    if labels.any():
+        array[lead + box.slices] = labels
+        store.sync(path)
+
+
+def _hull(tiles: Sequence[Box]) -> Box:
+    start = tuple(min(t.start[i] for t in tiles) for i in range(3))
+    stop = tuple(max(t.stop[i] for t in tiles) for i in range(3))
+    return Box(start, stop)  # type: ignore[arg-type]

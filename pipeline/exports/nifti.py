@@ -1,0 +1,71 @@
+"""A published label image as NIfTI-1, gzip, on the input's grid."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import uuid
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .. import ome, store
+from ..geometry import spacing_of
+
+MILLIMETRES = 2  # NIfTI's code for the unit of space
+
+
+def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any] | None) -> None:
+    """Stream the labels (z,y,x or 1,z,y,x; level 0 at `labels`) to `url` as .nii.gz.
+
+    The file has the input's shape, both its transforms with their codes and its units where the input was a NIfTI
+    (`facts`, see `pipeline.sources.Header.nifti`), else one transform, the sform (code 1, scanner). Slope 1. The same
+    labels give the same bytes. It appears whole or not at all. Memory: one row of shards.
+    """
+    array = ome.open_array(labels)
+    lead, shape = array.shape[:-3], array.shape[-3:]
+    path = store.local(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{store.PARTIAL}")
+    rows = (array.shards or array.chunks)[-3]
+    try:
+        with temporary.open("wb") as raw:
+            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
+                file.write(_header(shape, array.dtype, affine, facts).binaryblock + bytes(4))
+                for z in range(0, shape[0], rows):
+                    slab = array[(0,) * len(lead) + (slice(z, z + rows),)]
+                    # NIfTI runs x fastest, as rows of z,y,x do.
+                    file.write(np.ascontiguousarray(slab).astype(array.dtype.newbyteorder("<"), copy=False))
+            raw.flush()
+            os.fsync(raw.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    store.sync(str(path.parent))
+
+
+def _header(
+    shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray, facts: dict[str, Any] | None
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    if facts is None:
+        header.set_data_shape(shape[::-1])
+        header.set_zooms(list(spacing_of(affine)))
+        header.set_sform(affine, 1)
+        header["xyzt_units"] = MILLIMETRES
+        return header
+    stored = tuple(facts["shape"])
+    same = stored[:3] == shape[::-1] and all(n == 1 for n in stored[3:])
+    header.set_data_shape(stored if same else shape[::-1])
+    header.set_zooms(list(spacing_of(affine)) + [1.0] * (len(header.get_data_shape()) - 3))
+    header["xyzt_units"] = facts["xyzt_units"]
+    if facts["qform"] is not None:
+        header.set_qform(np.array(facts["qform"]), facts["qform_code"])
+    if facts["sform"] is not None:
+        header.set_sform(np.array(facts["sform"]), facts["sform_code"])
+    return header

@@ -1,0 +1,137 @@
+"""Small markers beside the data that say what is done: the only truth about progress.
+
+    OUT/ledger/out.json                     whose results OUT holds: model and settings
+    OUT/ledger/<key>/plan.json              what is being made: study, runtime, shards
+    OUT/ledger/<key>/done/<z>.<y>.<x>.json  one label shard that is whole, with its share of the statistics
+    OUT/ledger/<key>/published/<study>.json what was published under this key
+    OUT/ledger/<key>/failed.json            why a study was set aside (a study whose content could not be read goes
+                                            by "u" + the keyed hash of its location)
+
+A marker counts only if it names the runtime of the plan beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import store
+from .grid import Triple
+
+KEY_LENGTH = 24
+
+
+def study_key(content: str, model_hash: str, settings: Mapping[str, Any]) -> str:
+    """Hash of a study's content, the model's hash and the settings that change the answer (24 hex digits)."""
+    text = json.dumps([content, model_hash, dict(sorted(settings.items()))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def home() -> Path:
+    """The folder of what belongs to this user and machine: MASKMILL_HOME, else ~/.local/share/maskmill (0700)."""
+    path = Path(os.environ.get("MASKMILL_HOME") or Path.home() / ".local/share/maskmill")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def location_key(location: str) -> str:
+    """What a study is called while its content is not known: "u" + 15 hex digits of the keyed hash of its location."""
+    return "u" + hmac.new(_secret(), location.encode(errors="surrogateescape"), "sha256").hexdigest()[:15]
+
+
+def _secret() -> bytes:
+    """This user's key for hashes of what must not be read back; made once, mode 0600."""
+    path = home() / "key"
+    if not path.exists():
+        temporary = path.with_name(f".key.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        try:
+            os.link(temporary, path)  # the first of two commands wins
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    return path.read_bytes()
+
+
+def folder(out: str, key: str) -> str:
+    return store.join(out, "ledger", key)
+
+
+def marker_name(shard: Triple) -> str:
+    return ".".join(map(str, shard)) + ".json"
+
+
+def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[str, Any]) -> None:
+    """Say that one label shard is whole. Call it only after the shard's bytes are durable."""
+    store.write_json(
+        store.join(ledger, "done", marker_name(shard)), {"runtime": runtime, "statistics": statistics}
+    )
+
+
+def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
+    """Shards done under `runtime`, in raster order, with their statistics."""
+    found = {}
+    for name in store.names(store.join(ledger, "done")):
+        document = store.read_json(store.join(ledger, "done", name))
+        if document is not None and document.get("runtime") == runtime:
+            z, y, x = map(int, name.removesuffix(".json").split("."))
+            found[z, y, x] = document["statistics"]
+    return dict(sorted(found.items()))
+
+
+def write_plan(ledger: str, plan: Mapping[str, Any]) -> None:
+    store.write_json(store.join(ledger, "plan.json"), dict(plan))
+
+
+def read_plan(ledger: str) -> dict[str, Any] | None:
+    return store.read_json(store.join(ledger, "plan.json"))
+
+
+def write_published(ledger: str, study: str, record: Mapping[str, Any]) -> None:
+    store.write_json(store.join(ledger, "published", study + ".json"), dict(record))
+
+
+def published(ledger: str, study: str) -> dict[str, Any] | None:
+    """The record of what was published as `study` under this key."""
+    return store.read_json(store.join(ledger, "published", study + ".json"))
+
+
+def published_names(ledger: str) -> list[str]:
+    return [n.removesuffix(".json") for n in store.names(store.join(ledger, "published"))]
+
+
+def write_failed(ledger: str, record: Mapping[str, Any]) -> None:
+    store.write_json(store.join(ledger, "failed.json"), dict(record))
+
+
+def read_failed(ledger: str) -> dict[str, Any] | None:
+    return store.read_json(store.join(ledger, "failed.json"))
+
+
+def clear_failed(ledger: str) -> None:
+    """Forget that a study failed. Under a location key there is nothing else to keep."""
+    store.delete(ledger if ledger.rsplit("/", 1)[-1].startswith("u") else store.join(ledger, "failed.json"))
+
+
+def keys(out: str) -> Iterator[str]:
+    """All study keys (and location keys) the ledger of `out` knows."""
+    for name in store.names(store.join(out, "ledger")):
+        if not name.endswith(".json") and not name.startswith("."):
+            yield name
+
+
+def all_published(out: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(key, study, record) of everything published in `out`."""
+    for key in keys(out):
+        for study in published_names(folder(out, key)):
+            record = published(folder(out, key), study)
+            if record is not None:
+                yield key, study, record

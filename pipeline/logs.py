@@ -1,0 +1,57 @@
+"""OUT/runs/<run id>/log.jsonl: one JSON line per event, with study keys, never a path or header text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import store
+
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            # The kind and the places in our code; the text of a foreign error may quote a path.
+            entry["error"] = record.exc_info[0].__name__
+            entry["where"] = _places(record.exc_info[2])
+        return json.dumps(entry, default=str)
+
+
+def _places(traceback: object) -> list[str]:
+    places = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code  # type: ignore[attr-defined]
+        places.append(f"{code.co_name}:{traceback.tb_lineno}")  # type: ignore[attr-defined]
+        traceback = traceback.tb_next  # type: ignore[attr-defined]
+    return places[-8:]
+
+
+@contextmanager
+def run_log(out: str, run_id: str) -> Iterator[None]:
+    """Send what the logger "maskmill" is told to this run's log."""
+    path = store.local(store.join(out, "runs", run_id, "log.jsonl"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("maskmill")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_JsonLines())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        handler.close()

@@ -1,0 +1,1 @@
+"""What masks measure: structures from block sums, overlap with a reference, tables."""

@@ -1,0 +1,192 @@
+"""Grid, blocks and projected memory of one study: everything that is decided before a block runs.
+
+Memory of a worker (guarantee 2):
+
+    projected = 1.1 x (baseline + arrays)
+
+baseline: the process after the model was loaded and one batch of tiles had run. arrays, for a block of H x W voxels in
+y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d rows, C channels and K classes:
+
+    input window   4 C d h w           float32, rolling
+    raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
+    sums           4 K D H W           float32, rolling; on the device
+    labels         l S H W             one row of shards (S rows, l bytes a voxel)
+    one shard      48 S H' W'          writing and measuring one shard
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from .engine import Baseline
+from .errors import StudyError
+from .grid import Box, Grid, Shards, Triple, make_grid, split, split_shards
+
+HEADROOM = 1.1
+SECONDS_PER_BLOCK = 0.2  # opening arrays, writing shards and markers; measured, small beside the network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one study will be segmented. `blocks` are boxes of shard indices in raster order."""
+
+    grid: Grid
+    shards: Shards
+    blocks: tuple[Box, ...]
+    tile_runs: int
+    host_bytes: int
+    device_bytes: int
+    seconds: float
+
+    @property
+    def waste(self) -> float:
+        """Tiles computed more than once at block borders, as a share of all tiles."""
+        return self.tile_runs / self.grid.tiles - 1
+
+    def describe(self, study: str) -> dict[str, Any]:
+        """The study's entry in `plan --json`."""
+        return {
+            "study": study,
+            "shape": list(self.grid.shape),
+            "tiles": self.grid.tiles,
+            "tile_runs": self.tile_runs,
+            "blocks": len(self.blocks),
+            "waste": self.waste,
+            "host_bytes": self.host_bytes,
+            "device_bytes": self.device_bytes,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the memory formula needs to know beside the block."""
+
+    channels: int
+    classes: int
+    image_itemsize: int
+    image_chunk: Triple
+    label_itemsize: int
+    on_device: bool
+
+
+def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs) -> tuple[int, int]:
+    """(host, device) bytes of the arrays of a block of `extent` (y, x) voxels and `rows` rows."""
+    height, width = extent
+    depth = grid.tile[0] + 2 * grid.margin[0]
+    # Tiles that touch the block reach at most a tile less one voxel past each side, and the margin more.
+    h, w = (
+        min(n + 2 * (tile - 1), max(full, tile)) + 2 * margin
+        for n, full, tile, margin in zip(
+            extent, grid.shape[1:], grid.tile[1:], grid.margin[1:], strict=True
+        )
+    )
+    chunk = needs.image_chunk
+    chunk_bytes = math.prod(chunk) * needs.image_itemsize
+    raw = needs.channels * chunk[0] * h * w * needs.image_itemsize
+    shard = math.prod(shards.shard)
+    host = (
+        4 * needs.channels * depth * h * w
+        + raw
+        + 20 * chunk_bytes  # zarr decodes up to ten chunks at once
+        + 24 * h * w  # one row on its way through float64
+        + needs.label_itemsize * min(shards.shard[0], rows) * height * width
+        + 48 * shard
+        + 16 * height * width
+    )
+    sums = 4 * needs.classes * min(grid.tile[0], rows) * height * width
+    return (host, sums) if needs.on_device else (host + sums, 0)
+
+
+def make_plan(
+    shape: Triple,
+    shard: Triple,
+    window: Triple,
+    overlap: float,
+    margin: Triple,
+    *,
+    needs: Needs,
+    baseline: Baseline,
+    budget: int,
+    workers: int,
+) -> Plan:
+    """The plan of one study of `shape` (z,y,x) for `workers` workers that may share it.
+
+    Chooses how many parts each axis of the shard grid is cut into: the least time to the last block among the cuts
+    that fit `budget` bytes per worker, then the least waste, then the fewest blocks. One worker gets the whole study
+    where it fits. Raises StudyError("memory") when not even single shards fit.
+    """
+    grid, shards = make_grid(shape, window, overlap, margin), Shards(shape, shard)
+    fitting = []
+    smallest: tuple[int, int] | None = None
+    for parts in _cuts(shards, workers):
+        extent, rows = _largest(shards, parts)
+        host, device = _projected(extent, rows, grid, shards, needs, baseline)
+        smallest = min(smallest or (host, device), (host, device))
+        if host <= budget:
+            runs = _axis_runs(grid, shards, parts)
+            total = math.prod(sum(axis) for axis in runs)
+            longest = math.prod(max(axis) for axis in runs)
+            blocks = math.prod(parts)
+            makespan = max(longest * math.ceil(blocks / workers), total / workers)
+            fitting.append((makespan, total, blocks, parts, host, device))
+    if not fitting:
+        assert smallest is not None
+        raise StudyError(
+            "memory",
+            f"needs {_gib(smallest[0])} per worker in its smallest blocks (process and model "
+            f"{_gib(baseline.host_bytes)}, the rest arrays; tile {list(window)}, {needs.classes} classes), but "
+            f"--memory allows {_gib(budget)}: raise --memory, use fewer workers, or a smaller --tile",
+        )
+    _, total, _, parts, host, device = min(fitting)
+    blocks = tuple(split_shards(shards, parts))
+    seconds = total * baseline.seconds_per_tile / min(workers, len(blocks)) + SECONDS_PER_BLOCK * len(blocks)
+    return Plan(grid, shards, blocks, total, host, device, seconds)
+
+
+def _projected(
+    extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs, baseline: Baseline
+) -> tuple[int, int]:
+    host, device = arrays_bytes(extent, rows, grid, shards, needs)
+    return (
+        math.ceil(HEADROOM * (baseline.host_bytes + host)),
+        math.ceil(HEADROOM * (baseline.device_bytes + device)),
+    )
+
+
+def _cuts(shards: Shards, workers: int) -> Iterable[Triple]:
+    """Ways to cut the shard grid worth looking at: each axis in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
+    steps = {1, 2, 3, 4, workers, 2 * workers} | {2**i for i in range(12)} | {3 * 2**i for i in range(11)}
+    axes = [sorted({s for s in steps if s <= n} | {n}) for n in shards.counts]
+    return product(*axes)  # type: ignore[return-value]
+
+
+def _largest(shards: Shards, parts: Triple) -> tuple[tuple[int, int], int]:
+    """The largest (y, x) extent and number of rows of any block of a cut, in voxels."""
+    longest = [
+        min(max(b - a for a, b in split(n, p)) * s, full)
+        for n, p, s, full in zip(shards.counts, parts, shards.shard, shards.shape, strict=True)
+    ]
+    return (longest[1], longest[2]), longest[0]
+
+
+def _axis_runs(grid: Grid, shards: Shards, parts: Triple) -> list[list[int]]:
+    """Per axis, how many tile origins each run of shards needs; products over the axes are the blocks' tiles."""
+    runs = []
+    for axis in range(3):
+        size, full, tile = shards.shard[axis], shards.shape[axis], grid.tile[axis]
+        runs.append(
+            [
+                sum(s < min(b * size, full) and s + tile > a * size for s in grid.starts[axis])
+                for a, b in split(shards.counts[axis], parts[axis])
+            ]
+        )
+    return runs
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

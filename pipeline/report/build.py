@@ -1,0 +1,79 @@
+"""The report of OUT from what the ledger and the tables hold: pictures, then the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import ledger, ome, store
+from ..colors import Color, label_colors
+from ..ingest import image_url
+from ..metrics.tables import STAGES
+from .page import StudyView, write_report
+from .pictures import three_planes
+
+
+def build_report(
+    out: str,
+    facts: Mapping[str, Any],
+    studies: Sequence[Mapping[str, Any]],
+    structures: Sequence[Mapping[str, Any]],
+    messages: Mapping[str, str | None],
+    redraw: set[str],
+) -> Path:
+    """Write OUT/report/index.html and its pictures.
+
+    `facts`: what the page says of the run (see `write_report`). `studies`, `structures`: rows of the tables.
+    `messages`: remarks by study key. `redraw`: studies whose picture is made anew; others keep theirs.
+    """
+    folder = store.local(store.join(out, "report"))
+    by_study: dict[str, list[Mapping[str, Any]]] = {}
+    for row in structures:
+        by_study.setdefault(row["study"], []).append(row)
+    views = []
+    for row in studies:
+        name = row["study"] or row["key"]
+        rows = by_study.get(name, [])
+        picture = _picture(folder, out, row, rows, redraw) if row["state"] == "published" else None
+        views.append(
+            StudyView(
+                study=name,
+                key=row["key"],
+                state=row["state"],
+                cause=row["cause"],
+                message=messages.get(row["key"]),
+                picture=picture,
+                seconds={s: row[f"seconds_{s}"] for s in STAGES if row.get(f"seconds_{s}") is not None},
+                structures=rows,
+                peak_rss_bytes=row.get("peak_rss_bytes"),
+                warnings=(ledger.published(ledger.folder(out, row["key"]), name) or {}).get("warnings", ()),
+            )
+        )
+    return write_report(folder, facts, views)
+
+
+def _picture(
+    folder: Path, out: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], redraw: set[str]
+) -> str | None:
+    """The name of the study's picture relative to the page, drawn if need be; None where it cannot be."""
+    name = f"pictures/{row['study']}.png"
+    if row["study"] not in redraw and (folder / name).exists():
+        return name
+    group = image_url(out, row["study"])
+    model = rows[0]["model"] if rows else None
+    if model is None or ome.read_attributes(group) is None:
+        return None
+    try:
+        png = three_planes(
+            store.local(group), store.local(store.join(group, "labels", model)), _colors(rows)
+        )
+    except (ValueError, OSError):
+        return None  # a picture is not worth a report
+    store.write(str(folder / name), png)
+    return name
+
+
+def _colors(rows: Sequence[Mapping[str, Any]]) -> dict[int, Color]:
+    colors = label_colors(max(row["label"] for row in rows))
+    return {row["label"]: colors[row["label"] - 1] for row in rows}

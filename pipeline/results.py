@@ -1,0 +1,174 @@
+"""What OUT shows to readers: publishing a study, withdrawing it, moving a superseded one aside.
+
+A study is published in this order: label pyramid, label metadata, the label's name in labels/zarr.json (one atomic
+write: from here readers of the OME-Zarr see it), masks (each appears whole), then the ledger's record. After a kill
+anywhere in between, the same steps are done again. A study is withdrawn in the opposite direction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import ledger, ome, store
+from .colors import label_colors
+from .exports.nifti import write_nifti
+from .geometry import ome_scale
+from .grid import Shards, Triple
+from .metrics.structures import merge_shards, structure_rows
+from .pyramid import build_pyramid
+
+SUFFIXES = {"nifti": ".nii.gz"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A study's label image, whole at level 0 but perhaps not yet published, and what is to be said of it."""
+
+    out: str
+    study: str
+    key: str
+    content: str
+    image: str
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    structures: Mapping[int, str]
+    runtime: Mapping[str, Any]
+    runtime_hash: str
+    shape: Triple
+    channel_axis: bool
+    affine: np.ndarray
+    nifti: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.model["name"])
+
+    @property
+    def group(self) -> str:
+        return store.join(self.image, "labels", self.name)
+
+    @property
+    def ledger(self) -> str:
+        return ledger.folder(self.out, self.key)
+
+
+def mask_url(out: str, study: str, kind: str) -> str:
+    return store.join(out, "masks", study + SUFFIXES[kind])
+
+
+def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Show a finished study to readers and record it. Gives the record; `facts` (timings and such) go into it."""
+    seconds = dict(facts.get("seconds", {}))
+    began = time.perf_counter()
+    done = ledger.markers(labels.ledger, labels.runtime_hash)
+    shards = Shards(labels.shape, ome.shard_shape(labels.shape))
+    if len(done) != shards.total:
+        raise RuntimeError(f"{len(done)} of {shards.total} shards are marked: the study is not whole")
+    rows = structure_rows(merge_shards(done.values()), labels.structures, labels.shape, labels.affine)
+    seconds["measure"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    names = ome.axis_names(labels.channel_axis)
+    build_pyramid(labels.group, labels=True, names=names)
+    store.sync_tree(labels.group)
+    ome.write_group(labels.group, _label_attributes(labels, rows))
+    ome.list_labels(labels.image, [*dict.fromkeys([*ome.labels_listed(labels.image), labels.name])])
+    seconds["publish"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    export(labels, formats)
+    seconds["export"] = time.perf_counter() - began
+    record = {
+        **facts,
+        "study": labels.study,
+        "content": labels.content,
+        "model": dict(labels.model),
+        "settings": dict(labels.settings),
+        "runtime": dict(labels.runtime),
+        "structures": rows,
+        "seconds": seconds,
+    }
+    ledger.write_published(labels.ledger, labels.study, record)
+    ledger.clear_failed(labels.ledger)
+    return record
+
+
+def export(labels: Labels, formats: Sequence[str], *, only_missing: bool = False) -> None:
+    """Write the masks of a study in each format."""
+    for kind in formats:
+        url = mask_url(labels.out, labels.study, kind)
+        if not (only_missing and store.exists(url)):
+            write_nifti(store.join(labels.group, "0"), url, labels.affine, labels.nifti)
+
+
+def _label_attributes(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    colors = label_colors(max(labels.structures, default=0))
+    return {
+        "ome": {
+            "version": ome.VERSION,
+            "multiscales": ome.multiscales(labels.name, labels.shape, ome_scale(labels.affine), labels.channel_axis, "mode"),
+            "image-label": {
+                "version": ome.VERSION,
+                "colors": [
+                    {"label-value": label, "rgba": [*colors[label - 1], 255]} for label in labels.structures
+                ],
+                "properties": [
+                    {
+                        "label-value": row["label"],
+                        "name": row["structure"],
+                        "voxels": row["voxels"],
+                        "volume_ml": row["volume_ml"],
+                    }
+                    for row in rows
+                ],
+                "source": {"image": "../../"},
+            },
+        },
+        "maskmill": {
+            "key": labels.key,
+            "model": dict(labels.model),
+            "settings": dict(labels.settings),
+            "runtime": dict(labels.runtime),
+            "affine": labels.affine.tolist(),
+            "notice": "Not a medical device.",
+        },
+    }
+
+
+def withdraw(out: str, study: str, key: str, image: str, name: str) -> None:
+    """Take a study's result back: first from the label list, then its masks, its labels and its record."""
+    ome.list_labels(image, [n for n in ome.labels_listed(image) if n != name])
+    for kind in SUFFIXES:
+        store.delete(mask_url(out, study, kind))
+    store.delete(store.join(image, "labels", name))
+    others = [n for n in ledger.published_names(ledger.folder(out, key)) if n != study]
+    if others:
+        store.delete(store.join(ledger.folder(out, key), "published", study + ".json"))
+    else:
+        store.delete(ledger.folder(out, key))
+
+
+def move_aside(out: str, study: str, image: str, content: str) -> str:
+    """Make room for a study whose content changed: what stands under its name gets `-` and 6 hex of its content.
+
+    Moves the masks, the image with its labels, and the record of each model. Can be done again after a kill.
+    """
+    aside = f"{study}-{content[:6]}"
+    for kind in SUFFIXES:
+        if store.exists(mask_url(out, study, kind)):
+            store.delete(mask_url(out, aside, kind))
+            store.move(mask_url(out, study, kind), mask_url(out, aside, kind))
+    target = store.join(out, "images", aside + ".ome.zarr")
+    store.delete(target)
+    store.move(image, target)
+    for key, name, record in list(ledger.all_published(out)):
+        if name == study and record["content"] == content:
+            folder = ledger.folder(out, key)
+            ledger.write_published(folder, aside, {**record, "study": aside, "superseded": True})
+            store.delete(store.join(folder, "published", study + ".json"))
+    return aside

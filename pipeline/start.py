@@ -1,0 +1,209 @@
+"""From a job to a run that may start: the model, OUT, the studies. What is wrong here is exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import ledger, store
+from .engine import WorkerSpec
+from .errors import UsageError
+from .grid import Triple
+from .job import STITCHES, Job
+from .sources import Found, find_studies
+
+if TYPE_CHECKING:
+    from segmodels import Card, Model
+
+
+@dataclass(frozen=True)
+class Method:
+    """How this run answers: the model and the settings that change the answer, resolved from card and job."""
+
+    card: Card
+    model_hash: str
+    spec: WorkerSpec
+    window: Triple
+    margin: Triple
+    overlap: float
+    stitch: str
+    classes: int
+    volume: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that change the answer, as they stand in keys and records."""
+        settings: dict[str, Any] = {
+            "stitch": self.stitch,
+            "overlap": self.overlap,
+            "tile": list(self.window),
+            "mirroring": False,
+        }
+        if self.spec.classes is not None:
+            settings["classes"] = self.spec.classes
+        if self.volume is not None:
+            settings["volume"] = self.volume
+        return settings
+
+    @property
+    def structures(self) -> dict[int, str]:
+        return {int(label): facts.name for label, facts in self.card.labels.items()}
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        return {
+            "name": self.card.name,
+            "version": self.card.version,
+            "hash": self.model_hash,
+            "licence": self.card.licence,
+        }
+
+
+def resolve_method(job: Job) -> Method:
+    """Load the model and settle how it is run. Raises UsageError."""
+    import segmodels
+    from segmodels.errors import ModelError
+    from segmodels.predictor import make_predictor
+    from segmodels.runtime import resolve_runtime
+
+    try:
+        if job.classes is not None and job.model != "kmeans":
+            raise UsageError(f"--classes is for kmeans; the model {job.model} has its own")
+        model = segmodels.load(job.model, classes=job.classes)
+        _check_supported(model)
+        runtime = resolve_runtime(model, precision=job.precision, threads=job.threads)
+        predictor = make_predictor(model, runtime)
+    except ModelError as error:
+        raise UsageError(f"model: {error}") from None
+    card = model.card
+    window = _window(job.tile or card.tile, card)
+    margin = predictor.margin
+    if any(w - 2 * m < 1 for w, m in zip(window, margin, strict=True)):
+        raise UsageError(f"tile {list(window)} leaves nothing after the network's margin of {list(margin)} a side")
+    stitch = job.stitch or next((s for s in card.stitch if s in STITCHES), None)
+    if stitch is None:
+        raise UsageError(
+            f"the model's card allows only {', '.join(card.stitch)} stitching, this version has "
+            f"{' and '.join(STITCHES)}; give --stitch to override the card"
+        )
+    location = job.model if not Path(job.model).exists() else str(Path(job.model).resolve())
+    return Method(
+        card=card,
+        model_hash=model.hash,
+        spec=WorkerSpec(location, model.hash, job.classes, runtime),
+        window=window,
+        margin=margin,
+        overlap=card.overlap if job.overlap is None else job.overlap,
+        stitch=stitch,
+        classes=predictor.classes,
+        volume=job.volume,
+    )
+
+
+def _check_supported(model: Model) -> None:
+    card = model.card
+    if card.orientation is not None or card.spacing_mm is not None:
+        raise UsageError(
+            f"the model {card.name} wants images in orientation {card.orientation or 'as stored'} at spacing "
+            f"{list(card.spacing_mm) if card.spacing_mm else 'as stored'}; this version runs models on images as "
+            "they are stored (card fields orientation and spacing_mm null)"
+        )
+    if card.axes == "tyx":
+        raise UsageError(f"the model {card.name} is for clips (axes tyx); this version segments scans")
+
+
+def _window(tile: tuple[int, ...], card: Card) -> Triple:
+    if len(tile) == len(card.axes) == 2:
+        tile = (1, *tile)
+    if len(tile) != 3 or (card.axes == "yx" and tile[0] != 1):
+        raise UsageError(f"tile {list(tile)} does not follow the card's axes {card.axes}")
+    z, y, x = tile
+    return z, y, x
+
+
+def find(job: Job) -> Found:
+    """The studies of a job, the first `limit` of them. Raises UsageError when there is none."""
+    found = find_studies(job.inputs, exclude=job.out)
+    if not found.studies:
+        reasons = "; ".join(f"{source}: {error}" for source, error in found.failures[:3])
+        raise UsageError(
+            f"no INPUT yields a study ({reasons or 'no .nii, .nii.gz or OME-Zarr in it'}); "
+            "give NIfTI files, OME-Zarr images or folders of them"
+        )
+    return Found(found.studies[: job.limit], found.failures) if job.limit else found
+
+
+def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Make OUT ready for this model; gives what is published in it: study -> (key, record).
+
+    Raises UsageError when OUT cannot be written, holds another model's results, or holds results of the same model
+    under another hash or other settings (then `overwrite` says to replace them).
+    """
+    assert job.out is not None
+    out = job.out
+    probe = store.join(out, "ledger", f".probe-{secrets.token_hex(4)}")
+    try:
+        store.write(probe, b"")
+        store.delete(probe)
+    except (OSError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"OUT {out} cannot be written: {reason}") from None
+    published = {
+        study: (key, record)
+        for key, study, record in ledger.all_published(out)
+        if not record.get("superseded")
+    }
+    claim_url = store.join(out, "ledger", "out.json")
+    claim = store.read_json(claim_url)
+    mine = {"model": method.card.name, "hash": method.model_hash, "settings": method.settings}
+    if claim is not None and published:
+        if claim["model"] != method.card.name:
+            raise UsageError(
+                f"OUT {out} holds results of the model {claim['model']}; one OUT holds one model's: give another OUT"
+                " (and its images as INPUT with --images link, to share them)"
+            )
+        names = {study.name for study in found.studies}
+        held = [claim] + [
+            {"hash": record["model"]["hash"], "settings": record["settings"]}
+            for study, (_, record) in published.items()
+            if study in names
+        ]
+        differences = [text for text in (_difference(h, mine) for h in held) if text]
+        if differences and not job.overwrite:
+            raise UsageError(
+                f"OUT {out} holds results made with {differences[0]}; give another OUT, or --overwrite to withdraw "
+                "and replace them"
+            )
+    if claim != mine:
+        store.write_json(claim_url, mine)
+    return published
+
+
+def _difference(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    names = sorted({*held["settings"], *mine["settings"]})
+    differing = [
+        f"{name} {json.dumps(held['settings'].get(name))} (now {json.dumps(mine['settings'].get(name))})"
+        for name in names
+        if held["settings"].get(name) != mine["settings"].get(name)
+    ]
+    if not differing and held["hash"] != mine["hash"]:
+        differing = [f"another version of the model, {held['hash'][:12]} (now {mine['hash'][:12]})"]
+    return ", ".join(differing)
+
+
+def memory_budget(job: Job, workers: int) -> int:
+    """Bytes one worker may use: --memory, else its part of 80 % of the machine's memory."""
+    if job.memory is not None:
+        return job.memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(0.8 * total / workers)
+
+
+def new_run_id() -> str:
+    return time.strftime("%Y%m%dT%H%M%S") + "-" + secrets.token_hex(3)

@@ -1,0 +1,231 @@
+"""What a run says of itself: run.json, summary.json, the tables, the report and the line of JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from . import ledger, store
+from .errors import StudyError
+from .metrics.overlap import Confusion, confusion, is_binary_255, scores
+from .metrics.tables import STAGES, write_tables
+from .report.build import build_report
+from .results import mask_url
+from .run import Progress, Run
+from .sources import Study, digest_of, find_studies
+
+PACKAGES = ("maskmill", "torch", "monai", "zarr", "numpy", "nibabel", "ray", "prefect")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run: the fields of `segment --json`."""
+
+    run: str
+    published: int
+    failed: int
+    interrupted: int
+    reused: int
+    blocks_computed: int
+    seconds: float
+    report: str | None
+    dice: dict[str, float | None]
+    mean_dice: float | None
+    studies: list[dict[str, Any]] = field(default_factory=list)
+    reference_misfits: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        del document["reference_misfits"]
+        return document
+
+    @property
+    def exit_code(self) -> int:
+        """0 all published, 1 something failed, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.failed or self.reference_misfits else 0
+
+
+def write_run(run: Run) -> None:
+    """OUT/runs/<run id>/run.json: the work this run has. The one file that names the sources."""
+    method = run.method
+    store.write_json(
+        store.join(run.out, "runs", run.id, "run.json"),
+        {
+            "run": run.id,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.began)),
+            "job": run.job.model_dump(mode="json"),
+            "model": method.model_facts,
+            "settings": method.settings,
+            "runtime": method.spec.runtime.to_json(),
+            "versions": versions(),
+            "studies": {p.key: {"study": p.study.name, "source": p.study.source} for p in run.studies},
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class References:
+    """The reference masks of a run, by study; each pair of mask and reference is compared once."""
+
+    def __init__(self, folder: str | None, run: Run) -> None:
+        self.studies: dict[str, Study] = {}
+        self.confusions: dict[str, Confusion] = {}
+        if folder is None:
+            return
+        found = find_studies([folder], exclude=run.out)
+        self.studies = {study.name: study for study in found.studies}
+        if len(run.studies) == len(found.studies) == 1:  # one file against one file: names do not matter
+            self.studies = {run.studies[0].study.name: found.studies[0]}
+
+    def compare(self, run: Run, progress: Progress) -> None:
+        """Count this study's mask against its reference. Raises StudyError when the reference does not fit."""
+        reference = self.studies.get(progress.study.name)
+        if reference is None or progress.image is None:
+            return
+        labels = run.labels_of(progress)
+        url = store.join(labels.ledger, "overlap", progress.study.name + ".json")
+        held = store.read_json(url)
+        if held is None or held["reference"] != digest_of(reference):
+            counts, digest = confusion(store.join(labels.group, "0"), labels.affine, reference)
+            held = {"reference": digest, "confusion": counts}
+            store.write_json(url, held)
+        self.confusions[progress.study.name] = held["confusion"]
+
+
+def finish(run: Run, references: References) -> Summary:
+    """Close the run: scores, tables, report, summary. Needs nothing that a crash could have taken."""
+    run.close()
+    misfits = 0
+    for progress in run.studies:
+        if progress.state == "published":
+            try:
+                references.compare(run, progress)
+            except (StudyError, OSError) as error:
+                misfits += 1
+                progress.message = f"published without scores: {error}"
+    binary = is_binary_255(list(references.confusions.values()))
+    entries = [_entry(run, p, references.confusions.get(p.study.name), binary) for p in run.studies]
+    entries += [_input_entry(source, error) for source, error in run.inputs_failed]
+    dice = _mean_dice(run, entries)
+    known = [value for value in dice.values() if value is not None]
+    summary = Summary(
+        run=run.id,
+        published=sum(p.state == "published" for p in run.studies),
+        failed=sum(e["state"] == "failed" for e in entries),
+        interrupted=sum(e["state"] == "interrupted" for e in entries),
+        reused=sum(p.reused for p in run.studies),
+        blocks_computed=sum(p.blocks for p in run.studies),
+        seconds=round(time.time() - run.began, 3),
+        report=store.join(run.out, "report", "index.html"),
+        dice=dice,
+        mean_dice=sum(known) / len(known) if known else None,
+        studies=entries,
+        reference_misfits=misfits,
+    )
+    _write_all(run, summary)
+    return summary
+
+
+def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool) -> dict[str, Any]:
+    published = progress.state == "published"
+    structures = []
+    for row in (progress.record or {}).get("structures", []) if published else []:
+        measured = scores(counts, row["label"], binary_255=binary) if counts is not None else {}
+        structures.append({"study": progress.study.name, "model": run.method.card.name, **row, **measured})
+    kind = run.job.formats[0] if run.job.formats else None
+    return {
+        "study": progress.study.name,
+        "source": progress.study.source,
+        "key": progress.key,
+        "state": progress.state,
+        "cause": progress.cause,
+        "message": progress.message,
+        "mask": mask_url(run.out, progress.study.name, kind) if published and kind else None,
+        "image": progress.image.group if progress.image and published else None,
+        "structures": structures,
+    }
+
+
+def _input_entry(source: str, error: StudyError) -> dict[str, Any]:
+    return {
+        "study": None,
+        "source": source,
+        "key": ledger.location_key(source),
+        "state": "failed",
+        "cause": error.cause,
+        "message": error.message,
+        "mask": None,
+        "image": None,
+        "structures": [],
+    }
+
+
+def _mean_dice(run: Run, entries: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean Dice per structure over the studies in which it has one."""
+    if run.job.reference is None:
+        return {}
+    values: dict[str, list[float]] = {name: [] for name in run.method.structures.values()}
+    for entry in entries:
+        for row in entry["structures"]:
+            if row.get("dice") is not None:
+                values[row["structure"]].append(row["dice"])
+    return {name: sum(v) / len(v) if v else None for name, v in values.items()}
+
+
+def _write_all(run: Run, summary: Summary) -> None:
+    studies, structures = ledger_tables(run.out, summary)
+    write_tables(run.out, studies, structures)
+    document = summary.to_json()
+    facts = {
+        **document,
+        "model": run.method.model_facts,
+        "settings": run.method.settings,
+        "runtime": run.method.spec.runtime.to_json(),
+        "versions": versions(),
+    }
+    messages = {entry["key"]: entry["message"] for entry in summary.studies}
+    redraw = {p.study.name for p in run.studies if not p.reused}
+    build_report(run.out, facts, studies, structures, messages, redraw)
+    for entry in document["studies"]:
+        del entry["source"]  # run.json alone names the sources
+    store.write_json(store.join(run.out, "runs", run.id, "summary.json"), document)
+
+
+def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the studies and structures tables: all that OUT's ledger holds, with this run's scores on top."""
+    fresh = {(e["study"], r["label"]): r for e in summary.studies for r in e["structures"]}
+    studies, structures = [], []
+    for key, study, record in sorted(ledger.all_published(out), key=lambda found: found[1]):
+        studies.append(
+            {
+                "study": study,
+                "key": key,
+                "state": "published",
+                "cause": None,
+                **{f"seconds_{stage}": record["seconds"].get(stage) for stage in STAGES},
+                "peak_rss_bytes": record.get("peak_rss_bytes") or None,
+            }
+        )
+        for row in record["structures"]:
+            scored = fresh.get((study, row["label"]), {"study": study, "model": record["model"]["name"], **row})
+            structures.append(scored)
+    for entry in summary.studies:
+        if entry["state"] != "published":
+            studies.append({name: entry[name] for name in ("study", "key", "state", "cause")})
+    return studies, structures
