@@ -1,0 +1,1 @@
+"""What happened, for people: one static page and three planes of every study."""
