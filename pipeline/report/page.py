@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from .. import store
 from ..colors import label_colors
 from ..errors import Cause
+from ..metrics.tables import STAGES
 from . import numbers
 from .tables import largest, mean_dice, structures_table
 
-STAGES = ("ingest", "plan", "segment", "publish", "measure", "export")
 OPEN = 24  # with more published studies than this they start folded
 LEGEND = 10  # structures named beside the picture; the table has all
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,28 @@ def test_a_browser_shows_the_page_its_pictures_and_its_controls(
     swatch = (pixels == label_colors(1)[0]).all(axis=-1)
     assert swatch.sum() > 100, "the style, and with it the swatches, was accepted by the policy"
     assert columns[-1] < width, "nothing runs out of the page"
+
+
+@pytest.mark.browser
+def test_finding_sorting_and_folding(tmp_path: Path, chromium: Callable[..., str]) -> None:
+    scores = {"scan_b": 0.5, "scan_a": 0.9, "other": None, "scan_c": 0.1}
+    views = [
+        replace(PUBLISHED, study=name, key=name, structures=[ROW | {"dice": dice}])
+        for name, dice in scores.items()
+    ]
+    drive = """<script>
+      const { text, order, all } = document.getElementById("find").elements;
+      const set = (field, value, event) => { field.value = value; field.dispatchEvent(new Event(event)); };
+      set(order, "dice", "change");
+      set(text, " SCAN", "input");
+      all.click();
+    </script></body>"""
+    page = tmp_path / "driven.html"
+    html = render(SUMMARY, views).replace('http-equiv="Content-Security-Policy"', 'name="none"')
+    page.write_text(html.replace("</body>", drive), encoding="utf-8")
+    dom = Page(chromium(page, "--dump-dom"))
+    studies = [a for a in dom.all("details") if a.get("data-state") == "published"]
+    assert [a["id"] for a in studies] == ["study-scan_c", "study-scan_b", "study-scan_a", "study-other"]
+    assert ["hidden" in a for a in studies] == [False, False, False, True]
+    assert ["open" in a for a in studies] == [False, False, False, True], "only what is shown is folded"
+    assert "3 of 4 shown" in dom.text

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zarr
 from PIL import Image
 
 from pipeline import ome
@@ -200,6 +201,20 @@ def test_nan_and_infinity_do_not_spoil_the_window(tmp_path: Path) -> None:
     spoiled = drawn(stored(tmp_path / "b", odd, mask, affine))
     for pane, other in zip(reference, spoiled, strict=True):
         assert (np.abs(pane - other).max(axis=-1) > 3).mean() < 0.02
+
+
+def test_an_image_of_another_maker_is_drawn_as_ras(tmp_path: Path) -> None:
+    """OME-Zarr 0.4 (Zarr v2) without an affine, as it is linked into OUT."""
+    image, _, affine = phantom("RAS", 0.0)
+    write_group(tmp_path / "ours", [np.ascontiguousarray(image.T)], affine)
+    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    transforms = [{"type": "scale", "scale": SPACING[::-1].tolist()}]
+    dataset = {"path": "full", "coordinateTransformations": transforms}
+    group = zarr.create_group(tmp_path / "theirs", zarr_format=2)
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [dataset]}]
+    group.create_array("full", data=np.ascontiguousarray(image.T))
+    ours, theirs = (three_planes(tmp_path / name, None, {}, size=SIZE) for name in ("ours", "theirs"))
+    assert ours == theirs
 
 
 def test_labels_of_another_shape_are_refused(tmp_path: Path) -> None:
