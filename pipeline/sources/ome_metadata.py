@@ -133,7 +133,7 @@ def _axes(value: Any) -> tuple[tuple[str, ...], list[float], tuple[str, ...]]:
         )
     units = [axis.get("unit") for axis in value[-3:]]
     warnings = ("the axes have no unit; millimetres are assumed",) if None in units else ()
-    if any(unit is not None and unit not in MILLIMETRES for unit in units):
+    if any(unit is not None and not (isinstance(unit, str) and unit in MILLIMETRES) for unit in units):
         raise StudyError(
             "geometry", "the unit of an axis is no length; expected millimeter, micrometer or the like"
         )

@@ -25,11 +25,11 @@ def slab_dtype(stored: np.dtype[Any], slope: float, inter: float) -> np.dtype[An
         return stored.newbyteorder("=")
     if stored.kind in "iu":
         info = np.iinfo(stored)
-        if slope.is_integer() and inter.is_integer():
+        if slope.is_integer() and inter.is_integer() and abs(inter) < 2**52:  # float64 is exact all the way
             ends = sorted(int(v) * int(slope) + int(inter) for v in (info.min, info.max))
             for candidate in INTEGERS:
                 limits = np.iinfo(candidate)
-                if limits.min <= ends[0] and ends[1] <= limits.max and max(abs(slope), abs(inter)) < 2**31:
+                if limits.min <= ends[0] and ends[1] <= limits.max:
                     return candidate
         if stored.itemsize <= 2:
             values = _scaled(np.arange(info.min, info.max + 1), slope, inter)
