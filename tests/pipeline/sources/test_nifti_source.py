@@ -171,7 +171,7 @@ def test_channels_must_lie_on_one_grid(tmp_path: Path) -> None:
     first = write_nifti(tmp_path / "a_0000.nii", stored)
     near, far = AFFINE.copy(), AFFINE.copy()
     near[0, 3] += 5e-4
-    far[0, 0] += 1e-3  # 4 mm apart nowhere, 0.004 mm at the last corner
+    far[0, 0] += 1e-3  # nothing at the first voxel, 0.004 mm at the last
     read_whole(nifti(first, write_nifti(tmp_path / "near.nii", stored, near)))
     for other, says in (
         (write_nifti(tmp_path / "far.nii", stored, far), "mm apart"),

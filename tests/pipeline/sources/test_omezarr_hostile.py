@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from source_helpers import ome, read_whole, write_ome
 
 from pipeline.errors import StudyError
+from pipeline.sources import open_source
 
 VOXELS = np.random.default_rng(0).integers(-500, 500, (19, 12, 13)).astype(np.int16)
 
@@ -244,8 +246,11 @@ def test_any_metadata_reads_or_is_refused(images: Path, name: str, pick: int, va
     container[key] = value
     (images / name).write_text(json.dumps(document))
     try:
-        with suppress(StudyError):
-            read_whole(ome(images / name[:3]), rows=8)
+        with suppress(StudyError), open_source(ome(images / name[:3])) as source:
+            z, y, x = source.header.shape
+            assert z * y * x <= 2**40
+            if source.header.channels * y * x < 10**6:  # a larger sparse image is as good as any
+                assert all(np.isfinite(slab).all() for slab in islice(source.slabs(8), 4))
     finally:
         (images / name).write_text(good)
 
