@@ -201,10 +201,10 @@ def _write_all(run: Run, summary: Summary) -> None:
     }
     messages = {entry["key"]: entry["message"] for entry in summary.studies}
     redraw = {p.study.name for p in run.studies if not p.reused}
-    build_report(run.out, facts, studies, structures, messages, redraw)
     for entry in document["studies"]:
         del entry["source"]  # run.json alone names the sources
     store.write_json(store.join(run.out, "runs", run.id, "summary.json"), document)
+    build_report(run.out, facts, studies, structures, messages, redraw)
 
 
 def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

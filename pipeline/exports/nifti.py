@@ -64,8 +64,8 @@ def _header(
     header.set_data_shape(stored if same else shape[::-1])
     header.set_zooms(list(spacing_of(affine)) + [1.0] * (len(header.get_data_shape()) - 3))
     header["xyzt_units"] = facts["xyzt_units"]
-    if facts["qform"] is not None:
-        header.set_qform(np.array(facts["qform"]), facts["qform_code"])
-    if facts["sform"] is not None:
-        header.set_sform(np.array(facts["sform"]), facts["sform_code"])
+    # A broken transform beside a good one is not handed on: its code then goes with the good one.
+    for name, put in (("qform", header.set_qform), ("sform", header.set_sform)):
+        if facts[f"{name}_code"] > 0:
+            put(affine if facts[name] is None else np.array(facts[name]), facts[f"{name}_code"])
     return header

@@ -65,9 +65,7 @@ def _picture(
     if model is None or ome.read_attributes(group) is None:
         return None
     try:
-        png = three_planes(
-            store.local(group), store.local(store.join(group, "labels", model)), _colors(rows)
-        )
+        png = three_planes(store.local(group), store.local(store.join(group, "labels", model)), _colors(rows))
     except (ValueError, OSError):
         return None  # a picture is not worth a report
     store.write(str(folder / name), png)
