@@ -1,0 +1,85 @@
+"""Ends what a private Ray cluster leaves behind, also when its driver was killed with SIGKILL.
+
+Run as a script, by path, with the standard library alone: `watchdog.py MARK FOLDER PARENT`. Its standard
+input is a pipe whose other end only the driver holds, so that the end of the driver, however it came, is
+the end of the pipe. Then every process of the cluster is killed and the cluster's folder removed.
+
+Why not Ray's own means: its daemons do die with the driver (parent-death signal), but two agents of the
+raylet were seen alive 40 s later, and a worker busy in native code may be. Why no parent-death signal for
+all: it follows the parent's *thread*, and the parent of a worker is the raylet. The mark is an environment
+variable: everything that a process of the cluster ever starts inherits it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+
+MARK = "MASKMILL_CLUSTER"
+WORKERS = (b"RAY_RAYLET_PID=", b"RAY_JOB_ID=")  # a raylet's gift to its workers, and theirs to their children
+
+
+def marked(mark: str, folder: str) -> list[int]:
+    """Process ids of the cluster `mark` that lives in `folder`.
+
+    The mark alone is not enough: what another thread of the driver started while the cluster was coming up
+    has it too, and is not Ray's.
+    """
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with suppress(OSError):
+            variables = _read(name, "environ").split(b"\0")
+            if wanted in variables and _is_ray(_read(name, "cmdline"), variables, folder):
+                found.append(int(name))
+    return found
+
+
+def _is_ray(command: bytes, variables: list[bytes], folder: str) -> bool:
+    named = command.startswith(b"ray::") or folder.encode() in command
+    return named or any(variable.startswith(WORKERS) for variable in variables)
+
+
+def _read(pid: str, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+
+
+def sweep(mark: str, folder: str, patience: float = 10.0) -> None:
+    """Kill the processes of the cluster `mark` until a look around finds none."""
+    end = time.monotonic() + patience
+    while (pids := marked(mark, folder)) and time.monotonic() < end:
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def wait_for_end(parent: int) -> None:
+    """Return when the driver is gone or has let go of the pipe.
+
+    A child that the driver forked holds the pipe too, hence the look at who our parent is.
+    """
+    while os.getppid() == parent:
+        if select.select([0], [], [], 1.0)[0] and not os.read(0, 1):
+            return
+
+
+def main() -> None:
+    mark, folder, parent = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the driver, whose end is ours
+    wait_for_end(parent)
+    sweep(mark, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Small workers that the actors of these tests import by name: what a block does stands in its task."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine import Baseline, Receipt
+from pipeline.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A block that does `act` with `argument`; `folder` receives a file for every time it was begun."""
+
+    key: str
+    index: int
+    act: str = "nothing"
+    argument: Any = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the worker's constructor does."""
+
+    act: str = "nothing"
+    folder: str | None = None
+
+
+class Worker:
+    def __init__(self, spec: Spec) -> None:
+        if spec.folder is not None:
+            note(Path(spec.folder), "boot")
+        act(spec.act, None, 0)
+
+    def measure(self, window: tuple[int, int, int], channels: int) -> Baseline:
+        return Baseline(os.getpid(), channels, float(window[0]))
+
+    def run(self, tasks: tuple[Task, ...]) -> list[Receipt]:
+        receipts = []
+        for task in tasks:
+            times = note(Path(task.folder), f"{task.key}-{task.index}") if task.folder else 1
+            act(task.act, task.argument, times)
+            receipts.append(Receipt(task.key, task.index, 1, 1, 0.0, peak_rss_bytes=os.getpid()))
+        return receipts
+
+
+def note(folder: Path, name: str) -> int:
+    """Leave a file that says that `name` was begun in this process; how often it was by now."""
+    (folder / f"{name}.{time.time_ns()}.{os.getpid()}").touch()
+    return begun(folder, name)
+
+
+def begun(folder: Path, name: str) -> int:
+    return len(list(folder.glob(f"{name}.*")))
+
+
+def act(name: str, argument: Any, times: int) -> None:
+    if name == "sleep":
+        time.sleep(argument)
+    elif name == "die" or (name == "die once" and times == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "exit":
+        raise SystemExit(3)
+    elif name == "refuse":
+        raise StudyError(argument or "geometry", "refused as asked")
+    elif name == "no disk once" and times == 1:
+        raise OSError(28, "No space left on device", "/home/somebody/scan.nii")
+    elif name == "bug":
+        raise KeyError("/home/somebody/scan.nii is not there")
+    elif name == "cuda":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    elif name == "memory":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
