@@ -316,13 +316,18 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _one_line(error: ValidationError) -> str:
-    problems = error.errors()
+    found = error.errors()
+    # pydantic also calls a list too short when an entry is wrong: only the entry's own problem is told.
+    problems = [p for p in found if not any(_inside(q["loc"], p["loc"]) for q in found)]
     # An unknown field is the best clue where there is one: a misspelt name also makes the right one missing.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_fields(first["loc"])
         text = f"unknown field {where!r}.{nearest(first['loc'][-1], known)} Known: {', '.join(known)}"
+    elif first["type"] == "union_tag_invalid":
+        kind = first["input"]["kind"]
+        text = f"{where}: unknown kind {shorten(kind)}.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}"
     elif first["type"] == "missing":
         text = f"the field {where!r} is missing"
     else:
@@ -333,12 +338,17 @@ def _one_line(error: ValidationError) -> str:
     return f"card.json: {text}{more}"
 
 
+def _inside(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
 def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
     top: dict[str, type[BaseModel]] = {"network": NetworkRef, "weights": Weights, "labels": Label}
     owner: type[BaseModel] = Card
-    if len(loc) > 1:
-        kind = next((KINDS[str(part)] for part in loc if part in KINDS), None)
-        owner = kind or top.get(str(loc[0]), Card)
+    if len(loc) > 1 and loc[0] == "normalize":
+        owner = KINDS[str(loc[2])]
+    elif len(loc) > 1:
+        owner = top[str(loc[0])]
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 

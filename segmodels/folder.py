@@ -114,6 +114,8 @@ def answer_hash(card: Card) -> str:
     # Lists of pairs: for sigmoid the order of the labels is part of the answer, and JSON objects have none.
     pairs = [[key, label.name] for key, label in card.labels.items()]
     facts["labels"] = sorted(pairs, key=lambda p: int(p[0])) if card.activation == "softmax" else pairs
+    # What a card leaves out does not enter, so a new optional field changes no hash.
+    facts = {field: value for field, value in facts.items() if value not in (None, [], {})}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_CLASSES = 4
 SEED = 20_070_107
 RESTARTS = 16
+LARGEST = float(np.finfo(np.float32).max)
 ITERATIONS = 300  # Lloyd needs far fewer on real histograms; this bounds the worst case
 
 DESCRIPTION = f"""\
@@ -134,10 +135,10 @@ def floor32(thresholds: Floats) -> NDArray[np.float32]:
 
 def _checked(values: ArrayLike, counts: ArrayLike) -> tuple[Floats, Floats]:
     v, n = np.asarray(values, np.float64), np.asarray(counts)
-    if v.ndim != 1 or v.shape != n.shape or not np.isfinite(v).all() or (np.diff(v) <= 0).any():
+    if v.ndim != 1 or v.shape != n.shape or not (np.abs(v) <= LARGEST).all() or (np.diff(v) <= 0).any():
         raise ModelError(
             f"kmeans got a histogram of shapes {v.shape} and {n.shape}; expected as many counts as "
-            "values, the values finite and ascending"
+            "values, the values ascending and within float32"
         )
     if (n < 0).any() or not (n > 0).any():
         raise ModelError("kmeans got a histogram without voxels or with negative counts")

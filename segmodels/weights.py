@@ -20,8 +20,8 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _WHY_NO_PICKLE = (
-    "is a pickle, which runs code when it is read, so it is never opened here; load it where you trust it "
-    "and write it again with segmodels.save, or convert it to safetensors"
+    "is a pickle (by its name or its first bytes); reading one runs code, so it is never opened here; "
+    "load it where you trust it and write it again with segmodels.save, or convert it to safetensors"
 )
 
 
