@@ -10,7 +10,8 @@ from .engine import Engine, SerialEngine, WorkerSpec
 from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
-from .run import Progress, Run, plan_only
+from .prepare import plan_only
+from .run import Progress, Run
 from .start import claim_out, find, memory_budget, resolve_method
 from .summary import References, Summary, finish, write_run
 

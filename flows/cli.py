@@ -1,0 +1,191 @@
+"""The command line. Flags become a job; what is wrong becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import StudyError, UsageError
+
+app = typer.Typer(
+    name="maskmill",
+    help="Scans into masks and measurements, in bulk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(help="The models there are.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+
+Inputs = Annotated[list[str] | None, typer.Argument(help="files, folders or OME-Zarr images", show_default=False)]
+Model = Annotated[str | None, typer.Option("-m", "--model", help="a name from `models list`, or a model folder")]
+JobFile = Annotated[str | None, typer.Option("-j", "--job", help="a YAML file of settings; flags override it")]
+EngineName = Annotated[str | None, typer.Option(help="ray (default) or serial")]
+Workers = Annotated[int | None, typer.Option(help="default: one per GPU, else one")]
+Threads = Annotated[int | None, typer.Option(help="per worker; default: all cores")]
+Address = Annotated[str | None, typer.Option(help="a Ray cluster to join")]
+Memory = Annotated[str | None, typer.Option(help="per worker, such as 4GiB; default: 80 % of the machine's")]
+Stitch = Annotated[str | None, typer.Option(help="gaussian or constant; default: the card's")]
+Overlap = Annotated[float | None, typer.Option(help="0 to below 1; default: the card's")]
+Tile = Annotated[str | None, typer.Option(help="Z,Y,X; default: the card's")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")]
+Limit = Annotated[int | None, typer.Option(help="only the first N studies")]
+Classes = Annotated[int | None, typer.Option(help="clusters of kmeans")]
+Volume = Annotated[int | None, typer.Option(help="which volume of a 4-D image, from 0")]
+Json = Annotated[bool, typer.Option("--json", help="end stdout with one line of JSON")]
+
+
+@app.command()
+def segment(
+    inputs: Inputs = None,
+    model: Model = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="where results go")] = None,
+    job: JobFile = None,
+    reference: Annotated[str | None, typer.Option(help="folder of reference masks")] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
+    memory: Memory = None,
+    stitch: Stitch = None,
+    overlap: Overlap = None,
+    tile: Tile = None,
+    precision: Precision = None,
+    formats: Annotated[str | None, typer.Option(help="comma-separated; default: nifti")] = None,
+    images: Annotated[str | None, typer.Option(help="copy (default), or link OME-Zarr inputs")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="withdraw differing results")] = None,
+    retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="only what failed")] = None,
+    limit: Limit = None,
+    classes: Classes = None,
+    volume: Volume = None,
+    as_json: Json = False,
+) -> None:
+    """Segment scans: masks, metrics and a report go to OUT. The same command again goes on, or finds nothing to do."""
+    settings = _settings(locals())
+    from .main_job import segment_command
+
+    raise typer.Exit(segment_command(settings, as_json=as_json))
+
+
+@app.command()
+def plan(
+    inputs: Inputs = None,
+    model: Model = None,
+    job: JobFile = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
+    memory: Memory = None,
+    stitch: Stitch = None,
+    overlap: Overlap = None,
+    tile: Tile = None,
+    precision: Precision = None,
+    limit: Limit = None,
+    classes: Classes = None,
+    volume: Volume = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `segment` would do: tiles, blocks, waste, projected memory and time. Nothing is written."""
+    settings = _settings(locals())
+    from .main_job import plan_command
+
+    raise typer.Exit(plan_command(settings, as_json=as_json))
+
+
+@app.command()
+def status(
+    out: Annotated[str, typer.Argument(help="a folder that `segment` wrote to")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in OUT: published, failed with its cause, interrupted with its progress."""
+    from .status import status_command
+
+    raise typer.Exit(status_command(out, as_json=as_json))
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("-o", "--out", help="where results go")] = "demo-out",
+    engine: EngineName = None,
+) -> None:
+    """Segment a real MR brain (it comes with nibabel) by k-means and say what was found."""
+    from .demo import demo_command
+
+    raise typer.Exit(demo_command(out, engine or "ray"))
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """Models and architectures that a name suffices for."""
+    from .models import list_command
+
+    list_command(as_json=as_json)
+
+
+@models_app.command("show")
+def models_show(name: str) -> None:
+    """The facts about one model, architecture or model folder."""
+    from .models import show_command
+
+    show_command(name)
+
+
+@models_app.command("check")
+def models_check(path: str) -> None:
+    """Check a model folder: card, weights, one tile through the network."""
+    from .models import check_command
+
+    check_command(path)
+
+
+def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The job file's settings with the flags that were given on top."""
+    from pipeline.job import read_job_file
+
+    given = {name: value for name, value in arguments.items() if value is not None and name not in ("as_json", "job")}
+    if not given.get("inputs"):
+        given.pop("inputs", None)
+    settings = read_job_file(arguments["job"]) if arguments["job"] else {}
+    settings |= given
+    for name, flag in (("inputs", "INPUT"), ("model", "-m MODEL")) + ((("out", "-o OUT"),) if "out" in arguments else ()):
+        if name not in settings:
+            raise UsageError(f"give {flag} (or {name!r} in a job file)")
+    return settings
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; errors become one line on stderr and the exit code of the contract."""
+    from segmodels.errors import ModelError
+
+    try:
+        code = command()
+    except (UsageError, ModelError) as error:
+        print(f"maskmill: {error}", file=sys.stderr)
+        return 2
+    except StudyError as error:
+        print(f"maskmill: {error.cause}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("maskmill: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The script `maskmill`."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

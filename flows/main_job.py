@@ -1,0 +1,139 @@
+"""`maskmill segment` and `maskmill plan`: from settings to an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StudyError, UsageError
+from pipeline.job import Job, make_job
+
+from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from pipeline.api import EngineFactory
+    from pipeline.summary import Summary
+
+
+def segment_command(settings: dict[str, Any], *, as_json: bool) -> int:
+    """Run the main job; messages to stderr, with `as_json` one line of JSON to stdout."""
+    job = make_job(settings)
+    summary = segment_job(job)
+    report_failures(summary)
+    print(_closing_line(summary), file=sys.stderr)
+    if as_json:
+        print(json.dumps(summary.to_json()))
+    return summary.exit_code
+
+
+def segment_job(job: Job) -> Summary:
+    """Segment as a Prefect flow on a server of its own, on the engine that the job names."""
+    from pipeline.api import start_run
+    from pipeline.logs import run_log
+
+    from .server import ServerError, prefect_server
+
+    run = start_run(job)
+    try:
+        with run_log(run.out, run.id), ProgressLine() as line, prefect_server():
+            from .segment import run_flow, stopping
+
+            with stopping(run):
+                return run_flow(run, engine_of(job), line.show)
+    except ServerError as error:
+        raise UsageError(f"the Prefect server of this command did not start: {error}") from None
+
+
+def engine_of(job: Job) -> EngineFactory:
+    """How to start the engine that a job names."""
+    if job.engine == "serial":
+        from pipeline.engine import SerialEngine
+
+        if job.address is not None:
+            raise UsageError("--address names a Ray cluster; it does not go with --engine serial")
+        return SerialEngine
+    from cluster import ray_engine
+
+    return ray_engine(workers=job.workers, address=job.address)
+
+
+def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
+    """Plan each study from its header, after one tile has run on the engine; exit 1 if one cannot be planned."""
+    from pipeline.prepare import plan_only
+    from pipeline.start import find, memory_budget, resolve_method
+
+    job = make_job(settings)
+    method, found = resolve_method(job), find(job)
+    with engine_of(job)(method.spec) as engine:
+        baseline = engine.measure(method.window, len(method.card.channels))
+        workers = engine.workers
+    share = max(1, -(-workers // len(found.studies)))
+    budget = memory_budget(job, workers)
+    entries, failures = [], [(source, error) for source, error in found.failures]
+    for study in found.studies:
+        try:
+            entries.append(plan_only(study, method, baseline, budget, share).describe(study.name))
+        except StudyError as error:
+            failures.append((study.source, error))
+    for source, error in failures:
+        print(f"failed: {_shown(source)}: {error.cause}: {error}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"studies": entries}))
+    else:
+        _print_plans(entries, workers, budget)
+    return 1 if failures else 0
+
+
+def _print_plans(entries: list[dict[str, Any]], workers: int, budget: int) -> None:
+    print(f"{'study':32} {'shape z,y,x':>17} {'tiles':>7} {'runs':>7} {'blocks':>6} {'waste':>6} {'memory':>9} {'time':>8}")
+    for e in entries:
+        shape = ",".join(map(str, e["shape"]))
+        print(
+            f"{e['study'][:32]:32} {shape:>17} {e['tiles']:7} {e['tile_runs']:7} {e['blocks']:6} "
+            f"{e['waste']:6.1%} {e['host_bytes'] / 2**30:5.2f} GiB {_duration(e['seconds']):>8}"
+        )
+    total = sum(e["seconds"] for e in entries)
+    at_once = max(1, min(workers, len(entries)))
+    print(
+        f"{len(entries)} studies, {sum(e['tile_runs'] for e in entries)} tile runs on {workers} worker(s), about "
+        f"{_duration(total / at_once)}; each worker may use {budget / 2**30:.2f} GiB"
+    )
+
+
+def report_failures(summary: Summary) -> None:
+    """One line per study that has no mask, and per mask that has a remark."""
+    for entry in summary.studies:
+        name = entry["study"] or _shown(entry["source"])
+        if entry["state"] == "failed":
+            print(f"failed: {name}: {entry['cause']}: {entry['message']}", file=sys.stderr)
+        elif entry["message"]:
+            print(f"note: {name}: {entry['message']}", file=sys.stderr)
+
+
+def _closing_line(summary: Summary) -> str:
+    total = len(summary.studies)
+    if summary.interrupted:
+        done = f"interrupted: {summary.published} of {total} studies are published; run it again to go on"
+    elif summary.published == summary.reused == total:
+        done = f"nothing to do: all {total} studies are published already"
+    else:
+        done = f"{summary.published} of {total} studies published"
+        done += f" ({summary.reused} of them before)" if summary.reused else ""
+        done += f", {summary.failed} failed" if summary.failed else ""
+        done += f"; {summary.blocks_computed} blocks"
+    dice = f"; mean Dice {summary.mean_dice:.4f}" if summary.mean_dice is not None else ""
+    return f"{done}{dice}; {_duration(summary.seconds)}; report: {summary.report}"
+
+
+def _shown(text: str) -> str:
+    """A path as one line, whatever is in it."""
+    return text if text.isprintable() else repr(text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,55 @@
+"""`maskmill models`: what there is, the facts about one, and whether a folder can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import segmodels
+from pipeline.errors import UsageError
+from pipeline.job import make_job
+
+
+def list_command(*, as_json: bool) -> None:
+    """Print the ready models and the architectures."""
+    names = segmodels.list_models()
+    if as_json:
+        print(json.dumps({"models": [{"name": name, "ready": is_ready(name)} for name in names]}))
+        return
+    for name in names:
+        kind = "model" if is_ready(name) else "architecture (train it, or bring a folder with weights)"
+        print(f"{name:12} {kind}")
+
+
+def is_ready(name: str) -> bool:
+    """Whether `segment -m NAME` works without a folder."""
+    from segmodels.registry import BUILT_IN
+
+    return name in BUILT_IN
+
+
+def show_command(name: str) -> None:
+    """Print what is known of a name or a model folder."""
+    if (Path(name) / "card.json").is_file():
+        print(segmodels.load(name).card.to_json(), end="")
+    else:
+        print(segmodels.describe(name))
+
+
+def check_command(path: str) -> None:
+    """Load a model and run one tile of it; raises what is wrong, in one line."""
+    from pipeline.engine import SerialEngine
+    from pipeline.start import resolve_method
+
+    method = resolve_method(make_job({"inputs": ["-"], "model": path, "engine": "serial"}))
+    with SerialEngine(method.spec) as engine:
+        try:
+            baseline = engine.measure(method.window, len(method.card.channels))
+        except RuntimeError as error:
+            raise UsageError(f"model: the network fails on a tile of {list(method.window)}: {error}") from None
+    card = method.card
+    print(
+        f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.window)}, "
+        f"{baseline.seconds_per_tile:.3f} s per tile, {baseline.host_bytes / 2**30:.2f} GiB, "
+        f"hash {method.model_hash[:12]}"
+    )

@@ -1,0 +1,61 @@
+"""Progress of a run on stderr: a live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressLine:
+    """Shows studies, share of the tiles and the time that is left, as often as is useful."""
+
+    def __init__(self) -> None:
+        self.live: Any = None
+        self.shown = time.monotonic()
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self.live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.live.start()
+            self.bar = self.live.add_task("starting", total=1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, run: Run) -> None:
+        """Bring what is shown up to date."""
+        fraction = run.fraction_done()
+        if self.live is not None:
+            self.live.update(self.bar, completed=fraction, description=_studies(run))
+        elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:
+            self.shown = time.monotonic()
+            gone = self.shown - self.began
+            left = f", about {gone / fraction - gone:.0f} s left" if fraction > 0 else ""
+            print(f"{_studies(run)}, {fraction:.0%} of the tiles, {gone:.0f} s{left}", file=sys.stderr, flush=True)
+
+
+def _studies(run: Run) -> str:
+    published = sum(p.state == "published" for p in run.studies)
+    failed = sum(p.state == "failed" for p in run.studies)
+    return f"{published} of {len(run.studies)} studies" + (f", {failed} failed" if failed else "")

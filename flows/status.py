@@ -1,0 +1,54 @@
+"""`maskmill status OUT`: what the ledger says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline import ledger, store
+from pipeline.errors import UsageError
+
+
+def status_command(out: str, *, as_json: bool) -> int:
+    """Print what is published, what failed and why, and what was interrupted and how far it got."""
+    entries = read_status(out)
+    if as_json:
+        print(json.dumps({"studies": entries}))
+        return 0
+    counts = {state: sum(e["state"] == state for e in entries) for state in ("published", "failed", "interrupted")}
+    claim = store.read_json(store.join(out, "ledger", "out.json")) or {}
+    print(f"model {claim.get('model', '?')}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    for entry in entries:
+        if entry["state"] == "failed":
+            print(f"failed       {entry['study']}  {entry['cause']}: {entry['message']} (attempts: {entry['attempts']})")
+        elif entry["state"] == "interrupted":
+            print(f"interrupted  {entry['study']}  {entry['shards_done']} of {entry['shards']} shards done")
+    return 0
+
+
+def read_status(out: str) -> list[dict[str, Any]]:
+    """One entry per study that OUT's ledger knows, sorted by name. Raises UsageError where there is no ledger."""
+    if not store.exists(store.join(out, "ledger")):
+        raise UsageError(f"{out} holds no results: there is no ledger in it; give the OUT of a segment command")
+    entries = []
+    for key in ledger.keys(out):
+        folder = ledger.folder(out, key)
+        entries += [
+            {"study": study, "key": key, "state": "published"} for study in ledger.published_names(folder)
+        ]
+        failed, plan = ledger.read_failed(folder), ledger.read_plan(folder)
+        if failed is not None:
+            facts = {name: failed[name] for name in ("study", "cause", "message", "attempts")}
+            entries.append({"key": key, "state": "failed", **facts})
+        elif plan is not None and not ledger.published_names(folder):
+            done = len(ledger.markers(folder, plan["runtime_hash"]))
+            entries.append(
+                {
+                    "study": plan["study"],
+                    "key": key,
+                    "state": "interrupted",
+                    "shards": plan["shards"],
+                    "shards_done": done,
+                }
+            )
+    return sorted(entries, key=lambda entry: (entry["study"] or "", entry["key"]))

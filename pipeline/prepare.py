@@ -1,0 +1,216 @@
+"""One study from its source to block tasks: ingest, key, room in OUT, plan, ledger."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import ledger, ome, results, store
+from .engine import Baseline, BlockTask
+from .errors import StudyError
+from .grid import Shards, Triple, make_grid
+from .ingest import Image, stage_image
+from .planning import Needs, Plan, make_plan
+from .sources import Header, Study, open_source
+from .start import Method
+
+if TYPE_CHECKING:
+    from .run import Progress, Run
+
+logger = logging.getLogger("maskmill")
+
+
+def prepare(run: Run, progress: Progress) -> list[BlockTask]:
+    """Bring one study to where its blocks can run; gives the blocks that are not done yet.
+
+    None where the same result stands in OUT already, or is being made under another name. Raises StudyError.
+    """
+    began = time.perf_counter()
+    location = progress.key
+    image, staged = stage_image(
+        run.out, progress.study, volume=run.job.volume, link=run.job.images == "link"
+    )
+    progress.image = image
+    progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
+    _check_channels(run.method, image)
+    _make_room(run, progress, image, staged)
+    ledger.clear_failed(ledger.folder(run.out, location))
+    progress.seconds["ingest"] = time.perf_counter() - began
+    for warning in image.header.warnings:
+        logger.warning(warning, extra={"key": progress.key})
+    if _is_known(run, progress):
+        return []
+    return _plan(run, progress, image)
+
+
+def _check_channels(method: Method, image: Image) -> None:
+    wanted = method.card.channels
+    if image.header.channels != len(wanted):
+        raise StudyError(
+            "input",
+            f"the study has {image.header.channels} channel(s), the model {method.card.name} takes "
+            f"{len(wanted)} ({', '.join(wanted)})",
+        )
+
+
+def _make_room(run: Run, progress: Progress, image: Image, staged: str | None) -> None:
+    """Give the image its name; what stood there of other content moves aside, of other settings is withdrawn."""
+    name = progress.study.name
+    held = run.published.get(name)
+    if held is not None and held[1]["content"] != image.content:
+        results.move_aside(run.out, name, image.group, held[1]["content"])
+        logger.info("content changed: the older result moved aside", extra={"key": progress.key})
+    elif held is not None and held[0] != progress.key:
+        results.withdraw(run.out, name, held[0], image.group, run.method.card.name)
+    if staged is not None:
+        store.delete(image.group)
+        store.move(staged, image.group)
+
+
+def _is_known(run: Run, progress: Progress) -> bool:
+    """Whether the result is there, or comes from another study of this run with the same content."""
+    twins = run.by_key.setdefault(progress.key, [])
+    twins.append(progress)
+    folder = ledger.folder(run.out, progress.key)
+    record = ledger.published(folder, progress.study.name)
+    if record is not None:
+        progress.record, progress.reused = record, True
+        run.become_whole(progress)
+    elif len(twins) > 1:
+        run.twins.append(progress)
+    elif ledger.published_names(folder):
+        run.become_whole(progress)
+    else:
+        return False
+    return True
+
+
+def _plan(run: Run, progress: Progress, image: Image) -> list[BlockTask]:
+    began = time.perf_counter()
+    assert run.baseline is not None
+    array = ome.open_array(image.level0)
+    chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))
+    plan = plan_shape(
+        image.header, chunk, run.method, run.baseline, run.budget, run.workers_for_one()
+    )
+    missing = _open_ledger(run, progress, image, plan)
+    tasks = []
+    for index, block in enumerate(plan.blocks):
+        todo = tuple(shard for shard in plan.shards.indices(block) if shard in missing)
+        if todo:
+            tasks.append(
+                BlockTask(
+                    key=progress.key,
+                    index=index,
+                    image=image.level0,
+                    labels=_labels_url(image, run.method),
+                    ledger=ledger.folder(run.out, progress.key),
+                    statistics=image.statistics,
+                    grid=plan.grid,
+                    shards=plan.shards,
+                    range=block,
+                    missing=todo,
+                    stitch=run.method.stitch,
+                    fill="reflect" if any(run.method.margin) else "zero",
+                )
+            )
+    progress.pending = {task.index for task in tasks}
+    progress.state = "segmenting"
+    progress.seconds["plan"] = time.perf_counter() - began
+    logger.info("planned", extra={"key": progress.key, "tiles": plan.grid.tiles, "blocks": len(tasks)})
+    if not tasks:
+        run.become_whole(progress)
+    return tasks
+
+
+def _labels_url(image: Image, method: Method) -> str:
+    return store.join(image.group, "labels", method.card.name, "0")
+
+
+def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[Triple]:
+    """Go on with what is marked under this runtime, else begin anew; gives the shards that are missing."""
+    method, study = run.method, progress.study.name
+    folder, labels = ledger.folder(run.out, progress.key), _labels_url(image, method)
+    runtime = method.spec.runtime
+    held = ledger.read_plan(folder)
+    if (
+        held is not None
+        and (held["runtime_hash"], held["study"]) == (runtime.hash, study)
+        and store.exists(store.join(labels, "zarr.json"))
+    ):
+        return set(plan.shards.indices()) - set(ledger.markers(folder, runtime.hash))
+    store.delete(store.join(folder, "done"))
+    ome.list_labels(image.group, [n for n in ome.labels_listed(image.group) if n != method.card.name])
+    store.delete(store.join(image.group, "labels", method.card.name))
+    _create_labels(image.header, method, plan.shards, labels)
+    ledger.write_plan(
+        folder,
+        {
+            "study": study,
+            "content": image.content,
+            "model": method.model_facts,
+            "settings": method.settings,
+            "runtime": runtime.to_json(),
+            "runtime_hash": runtime.hash,
+            "shape": list(plan.grid.shape),
+            "shards": plan.shards.total,
+        },
+    )
+    return set(plan.shards.indices())
+
+
+def _create_labels(header: Header, method: Method, shards: Shards, url: str) -> None:
+    """The empty level 0 of a label image, not yet listed for readers."""
+    lead = (1,) if header.has_channel_axis else ()
+    ome.create_array(
+        url, (*lead, *shards.shape), shards.shard, label_dtype(method), ome.axis_names(header.has_channel_axis)
+    )
+
+
+def label_dtype(method: Method) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    """uint8 where the model's highest label is at most 255, else uint16."""
+    return np.dtype(np.uint8) if max(method.structures, default=0) <= 255 else np.dtype(np.uint16)
+
+
+def plan_shape(
+    header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int
+) -> Plan:
+    """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x)."""
+    return make_plan(
+        header.shape,
+        ome.shard_shape(header.shape),
+        method.window,
+        method.overlap,
+        method.margin,
+        needs=Needs(
+            channels=header.channels,
+            classes=method.classes,
+            image_itemsize=header.dtype.itemsize,
+            image_chunk=chunk,
+            label_itemsize=label_dtype(method).itemsize,
+            on_device=method.spec.runtime.device != "cpu",
+        ),
+        baseline=baseline,
+        budget=budget,
+        workers=workers,
+    )
+
+
+def plan_only(study: Study, method: Method, baseline: Baseline, budget: int, workers: int) -> Plan:
+    """The plan of a study from its header alone: no voxel is read, nothing is written."""
+    header = read_header(study, method)
+    shards = ome.image_shard_shape(header.shape, header.channels, header.dtype.itemsize)
+    return plan_shape(header, ome.chunk_shape(shards), method, baseline, budget, workers)
+
+
+def tiles_of(study: Study, method: Method) -> int:
+    """How many tiles a study has, from its header."""
+    return make_grid(read_header(study, method).shape, method.window, method.overlap, method.margin).tiles
+
+
+def read_header(study: Study, method: Method) -> Header:
+    with open_source(study, volume=method.volume) as source:
+        return source.header
