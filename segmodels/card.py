@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     Strict,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from segmodels.errors import ModelError, nearest, shorten
+from segmodels.kinds import KINDS, Facts, ImageNet, Normalize, Positive, Real
 
 if TYPE_CHECKING:
     from segmodels.network import Network
@@ -32,23 +32,15 @@ FORMAT: Literal["maskmill-card-1"] = "maskmill-card-1"
 LARGEST_CARD = 16 * 2**20  # bytes; a card with 65,535 labels is about 3 MB
 LARGEST_TILE = 2**28  # voxels: 1 GiB of float32 per channel
 
-Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Positive = Annotated[Real, Field(gt=0)]
 Whole = Annotated[int, Strict()]
 Stitch = Literal["gaussian", "constant", "nnunet", "exact"]
-
-
-class Facts(BaseModel):
-    """A part of a card: frozen, and no field that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class NetworkRef(Facts):
     """Which network, as `segmodels.create(name, **config)` builds it."""
 
     name: str
-    config: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Weights(Facts):
@@ -71,67 +63,6 @@ class Label(Facts):
     """What a label value stands for."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class Raw(Facts):
-    """Intensities as they are stored."""
-
-    kind: Literal["none"] = "none"
-
-
-class ZScore(Facts):
-    """(x - mean) / max(std, 1e-8) over the whole image in stored spacing, std with ddof 0."""
-
-    kind: Literal["zscore"] = "zscore"
-
-
-class ZScoreNonzero(Facts):
-    """The same over the voxels that are not 0."""
-
-    kind: Literal["zscore_nonzero"] = "zscore_nonzero"
-
-
-class CT(Facts):
-    """Clip to [lower, upper], then (x - mean) / std: numbers of the training set, in Hounsfield units."""
-
-    kind: Literal["ct"] = "ct"
-    lower: Real
-    upper: Real
-    mean: Real
-    std: Positive
-
-    @model_validator(mode="after")
-    def _ordered(self) -> CT:
-        if self.lower >= self.upper:
-            raise ValueError(f"lower must be below upper, got {self.lower} and {self.upper}")
-        return self
-
-
-class Scale(Facts):
-    """The line that takes `from` to `to`; with clip the result stays inside `to`."""
-
-    kind: Literal["scale"] = "scale"
-    from_: tuple[Real, Real] = Field(alias="from")
-    to: tuple[Real, Real]
-    clip: Annotated[bool, Strict()] = False
-
-    @model_validator(mode="after")
-    def _a_range(self) -> Scale:
-        if self.from_[0] == self.from_[1]:
-            raise ValueError(f"from must be two different values, got {list(self.from_)}")
-        return self
-
-
-class ImageNet(Facts):
-    """Red, green, blue in 0..1: mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 of ImageNet."""
-
-    kind: Literal["imagenet"] = "imagenet"
-
-
-Normalize = Annotated[Raw | ZScore | ZScoreNonzero | CT | Scale | ImageNet, Field(discriminator="kind")]
-KINDS: dict[str, type[Facts]] = {
-    str(kind.model_fields["kind"].default): kind for kind in (Raw, ZScore, ZScoreNonzero, CT, Scale, ImageNet)
-}
 
 
 class Card(Facts):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from segmodels.card import Card, Label, NetworkRef, Raw
+from segmodels.card import Card, Label, NetworkRef
 from segmodels.errors import ModelError, shorten
+from segmodels.kinds import Raw
 
 if TYPE_CHECKING:
     from torch import Tensor
