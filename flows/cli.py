@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,7 +65,7 @@ def segment(
     volume: Volume = None,
     as_json: Json = False,
 ) -> None:
-    """Segment scans: masks, metrics and a report go to OUT. The same command again goes on, or finds nothing to do."""
+    """Segment scans: masks, metrics and a report go to OUT. Run it again to go on where it stopped."""
     settings = _settings(locals())
     from .main_job import segment_command
 
@@ -155,7 +153,9 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
         given.pop("inputs", None)
     settings = read_job_file(arguments["job"]) if arguments["job"] else {}
     settings |= given
-    for name, flag in (("inputs", "INPUT"), ("model", "-m MODEL")) + ((("out", "-o OUT"),) if "out" in arguments else ()):
+    for name, flag in (("inputs", "INPUT"), ("model", "-m MODEL")) + (
+        (("out", "-o OUT"),) if "out" in arguments else ()
+    ):
         if name not in settings:
             raise UsageError(f"give {flag} (or {name!r} in a job file)")
     return settings

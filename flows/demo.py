@@ -19,7 +19,14 @@ def demo_command(out: str, engine: str) -> int:
     brain = Path(data_path) / "example4d.nii.gz"
     print("A real MR brain (volume 0 of nibabel's example4d.nii.gz) into 4 classes of intensity, by k-means.")
     job = make_job(
-        {"inputs": [str(brain)], "model": "kmeans", "classes": CLASSES, "volume": 0, "out": out, "engine": engine}
+        {
+            "inputs": [str(brain)],
+            "model": "kmeans",
+            "classes": CLASSES,
+            "volume": 0,
+            "out": out,
+            "engine": engine,
+        }
     )
     summary = segment_job(job)
     report_failures(summary)

@@ -59,7 +59,7 @@ def engine_of(job: Job) -> EngineFactory:
 
 
 def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
-    """Plan each study from its header, after one tile has run on the engine; exit 1 if one cannot be planned."""
+    """Plan each study from its header, after one tile has run on the engine. 1 if one cannot be planned."""
     from pipeline.prepare import plan_only
     from pipeline.start import find, memory_budget, resolve_method
 
@@ -86,7 +86,10 @@ def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
 
 
 def _print_plans(entries: list[dict[str, Any]], workers: int, budget: int) -> None:
-    print(f"{'study':32} {'shape z,y,x':>17} {'tiles':>7} {'runs':>7} {'blocks':>6} {'waste':>6} {'memory':>9} {'time':>8}")
+    print(
+        f"{'study':32} {'shape z,y,x':>17} {'tiles':>7} {'runs':>7} {'blocks':>6} {'waste':>6} "
+        f"{'memory':>9} {'time':>8}"
+    )
     for e in entries:
         shape = ",".join(map(str, e["shape"]))
         print(
@@ -96,8 +99,8 @@ def _print_plans(entries: list[dict[str, Any]], workers: int, budget: int) -> No
     total = sum(e["seconds"] for e in entries)
     at_once = max(1, min(workers, len(entries)))
     print(
-        f"{len(entries)} studies, {sum(e['tile_runs'] for e in entries)} tile runs on {workers} worker(s), about "
-        f"{_duration(total / at_once)}; each worker may use {budget / 2**30:.2f} GiB"
+        f"{len(entries)} studies, {sum(e['tile_runs'] for e in entries)} tile runs on {workers} worker(s), "
+        f"about {_duration(total / at_once)}; each worker may use {budget / 2**30:.2f} GiB"
     )
 
 

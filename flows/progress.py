@@ -52,7 +52,11 @@ class ProgressLine:
             self.shown = time.monotonic()
             gone = self.shown - self.began
             left = f", about {gone / fraction - gone:.0f} s left" if fraction > 0 else ""
-            print(f"{_studies(run)}, {fraction:.0%} of the tiles, {gone:.0f} s{left}", file=sys.stderr, flush=True)
+            print(
+                f"{_studies(run)}, {fraction:.0%} of the tiles, {gone:.0f} s{left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _studies(run: Run) -> str:

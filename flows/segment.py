@@ -1,7 +1,7 @@
 """The main job as a Prefect flow: tasks plan, segment (owns the workers), publish per study, report.
 
-Import this inside `prefect_server()`. Prefect sees run ids and study keys; what a run knows stays in this process.
-A task's error reaches Prefect as the name of its class alone, because messages may hold paths.
+Import this inside `prefect_server()`. Prefect sees run ids and study keys; what a run knows stays in this
+process. A task's error reaches Prefect as the name of its class alone, because messages may hold paths.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ def _stage(name: str, label: str | None = None) -> Callable[[Callable[..., Any]]
                 RUNS[run_id].error = error
                 return Failed(message=type(error).__name__)
 
-        return task(
-            name=name, task_run_name=label or name, cache_policy=NO_CACHE, persist_result=False
-        )(guarded)
+        return task(name=name, task_run_name=label or name, cache_policy=NO_CACHE, persist_result=False)(guarded)
 
     return wrap
 
@@ -148,7 +146,7 @@ def segment_flow(run_id: str) -> Any:
 
 @contextmanager
 def stopping(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM set the run's stop event, so that it ends cleanly; a second SIGINT ends it at once."""
+    """SIGINT and SIGTERM set the run's stop event, so that it ends cleanly; a second SIGINT ends it now."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _listen(run)
     try:

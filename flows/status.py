@@ -20,22 +20,22 @@ def status_command(out: str, *, as_json: bool) -> int:
     print(f"model {claim.get('model', '?')}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     for entry in entries:
         if entry["state"] == "failed":
-            print(f"failed       {entry['study']}  {entry['cause']}: {entry['message']} (attempts: {entry['attempts']})")
+            print(
+                f"failed       {entry['study']}  {entry['cause']}: {entry['message']} (attempts: {entry['attempts']})"
+            )
         elif entry["state"] == "interrupted":
             print(f"interrupted  {entry['study']}  {entry['shards_done']} of {entry['shards']} shards done")
     return 0
 
 
 def read_status(out: str) -> list[dict[str, Any]]:
-    """One entry per study that OUT's ledger knows, sorted by name. Raises UsageError where there is no ledger."""
+    """One entry per study that OUT's ledger knows, sorted by name. Raises UsageError without a ledger."""
     if not store.exists(store.join(out, "ledger")):
         raise UsageError(f"{out} holds no results: there is no ledger in it; give the OUT of a segment command")
     entries = []
     for key in ledger.keys(out):
         folder = ledger.folder(out, key)
-        entries += [
-            {"study": study, "key": key, "state": "published"} for study in ledger.published_names(folder)
-        ]
+        entries += [{"study": study, "key": key, "state": "published"} for study in ledger.published_names(folder)]
         failed, plan = ledger.read_failed(folder), ledger.read_plan(folder)
         if failed is not None:
             facts = {name: failed[name] for name in ("study", "cause", "message", "attempts")}

@@ -105,12 +105,8 @@ class BlockRun:
         self.predictor = predictor.fit(channels[0])
         self.box = task.shards.box_of(task.range)
         missing = [task.shards.box(index) for index in task.missing]
-        self.tiles = [
-            tile for tile in task.grid.tiles_over(self.box) if any(tile.meets(box) for box in missing)
-        ]
-        self.window_shape = tuple(
-            t + 2 * m for t, m in zip(task.grid.tile, task.grid.margin, strict=True)
-        )
+        self.tiles = [tile for tile in task.grid.tiles_over(self.box) if any(tile.meets(box) for box in missing)]
+        self.window_shape = tuple(t + 2 * m for t, m in zip(task.grid.tile, task.grid.margin, strict=True))
         image = ome.open_array(task.image)
         self.channels = len(channels)
         region = _hull(self.tiles).grow(task.grid.margin)
@@ -149,9 +145,7 @@ class BlockRun:
             self._finish_rows(self.box.stop[0])
             task = self.task
             seconds = time.perf_counter() - self.began
-            self._end(
-                Receipt(task.key, task.index, len(task.missing), self.done, seconds, peak_rss())
-            )
+            self._end(Receipt(task.key, task.index, len(task.missing), self.done, seconds, peak_rss()))
 
     def _finish_rows(self, below: int) -> None:
         depth = self.task.shards.shard[0]
@@ -171,9 +165,7 @@ class BlockRun:
             labels = self.rows[: box.shape[0], y, x]
             write_shard(self.labels, task.labels, index, box, labels)
             intensity = self.image[(0,) * (self.image.ndim - 3) + box.slices] if labels.any() else None
-            ledger.write_marker(
-                task.ledger, index, self.runtime.hash, shard_statistics(labels, intensity, box.start)
-            )
+            ledger.write_marker(task.ledger, index, self.runtime.hash, shard_statistics(labels, intensity, box.start))
 
     @contextmanager
     def failing(self) -> Iterator[None]:

@@ -49,9 +49,7 @@ def _check_axes(matrix: Affine) -> None:
     shown = ", ".join(f"{s:g}" for s in spacing)
     low, high = SPACING_RANGE_MM
     if not all(low <= s <= high for s in spacing):
-        raise StudyError(
-            "geometry", f"the affine is singular: its voxel sizes are {shown} mm; expected all above zero"
-        )
+        raise StudyError("geometry", f"the affine is singular: its voxel sizes are {shown} mm; expected all above zero")
     flatness = abs(float(np.linalg.det(matrix[:3, :3] / np.asarray(spacing))))
     if flatness < FLATTEST:
         raise StudyError(

@@ -39,16 +39,11 @@ class Box:
     def clip(self, other: Box) -> Box:
         """The part of this box inside `other` (empty boxes have a stop at their start)."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(
-            max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True)
-        )
+        stop = tuple(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True))
         return Box(start, stop)  # type: ignore[arg-type]
 
     def meets(self, other: Box) -> bool:
-        return all(
-            a < d and c < b
-            for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True)
-        )
+        return all(a < d and c < b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True))
 
     def shift(self, by: Triple) -> Box:
         (a, b, c), (d, e, f), (z, y, x) = self.start, self.stop, by
@@ -139,9 +134,7 @@ class Shards:
     def indices(self, range_: Box | None = None) -> Iterator[Triple]:
         """Shard indices in raster order, of all or of a box of them."""
         range_ = range_ or Box((0, 0, 0), self.counts)
-        yield from itertools.product(
-            *(range(a, b) for a, b in zip(range_.start, range_.stop, strict=True))
-        )
+        yield from itertools.product(*(range(a, b) for a, b in zip(range_.start, range_.stop, strict=True)))
 
 
 def split(count: int, parts: int) -> list[tuple[int, int]]:
@@ -153,6 +146,4 @@ def split(count: int, parts: int) -> list[tuple[int, int]]:
 def split_shards(shards: Shards, parts: Triple) -> list[Box]:
     """Boxes of shard indices: each axis cut in `parts` runs, in raster order."""
     runs = [split(n, p) for n, p in zip(shards.counts, parts, strict=True)]
-    return [
-        Box((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z, y, x in itertools.product(*runs)
-    ]
+    return [Box((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z, y, x in itertools.product(*runs)]

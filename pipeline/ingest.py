@@ -118,9 +118,7 @@ def _add(sums: list[statistics.ChannelSums], slab: np.ndarray) -> None:
         channel.add(voxels)
 
 
-def _keep_statistics(
-    out: str, content: str, sums: list[statistics.ChannelSums]
-) -> list[statistics.ChannelStatistics]:
+def _keep_statistics(out: str, content: str, sums: list[statistics.ChannelSums]) -> list[statistics.ChannelStatistics]:
     channels = [channel.finish() for channel in sums]
     store.write(_statistics_url(out, content), statistics.to_bytes(channels))
     return channels

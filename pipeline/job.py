@@ -14,7 +14,17 @@ from .errors import UsageError
 
 FORMATS = ("nifti",)
 STITCHES = ("gaussian", "constant")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 class Job(BaseModel):
@@ -115,8 +125,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         return Job(**settings)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
+            f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
         ]
         raise UsageError("; ".join(lines)) from None
 

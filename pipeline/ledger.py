@@ -71,9 +71,7 @@ def marker_name(shard: Triple) -> str:
 
 def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[str, Any]) -> None:
     """Say that one label shard is whole. Call it only after the shard's bytes are durable."""
-    store.write_json(
-        store.join(ledger, "done", marker_name(shard)), {"runtime": runtime, "statistics": statistics}
-    )
+    store.write_json(store.join(ledger, "done", marker_name(shard)), {"runtime": runtime, "statistics": statistics})
 
 
 def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:

@@ -18,7 +18,11 @@ class _JsonLines(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+            **{
+                name: value
+                for name, value in vars(record).items()
+                if name not in _STANDARD and not name.startswith("_")
+            },
         }
         if record.exc_info and record.exc_info[0] is not None:
             # The kind and the places in our code; the text of a foreign error may quote a path.

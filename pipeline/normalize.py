@@ -57,9 +57,7 @@ def normalizers(entries: Sequence[Any], statistics: Sequence[ChannelStatistics])
     """
     if len(entries) == 1:
         entries = [*entries] * len(statistics)
-    return tuple(
-        _affine(entry, channel, i) for i, (entry, channel) in enumerate(zip(entries, statistics, strict=True))
-    )
+    return tuple(_affine(entry, channel, i) for i, (entry, channel) in enumerate(zip(entries, statistics, strict=True)))
 
 
 def _affine(entry: Any, statistics: ChannelStatistics, channel: int) -> Affine:
@@ -69,9 +67,7 @@ def _affine(entry: Any, statistics: ChannelStatistics, channel: int) -> Affine:
         case "zscore":
             return Affine(statistics.mean, max(statistics.std, STD_FLOOR))
         case "zscore_nonzero":
-            return Affine(
-                statistics.nonzero_mean, max(statistics.nonzero_std, STD_FLOOR), keep_zero=True
-            )
+            return Affine(statistics.nonzero_mean, max(statistics.nonzero_std, STD_FLOOR), keep_zero=True)
         case "ct":
             return Affine(entry.mean, max(entry.std, STD_FLOOR), 0.0, entry.lower, entry.upper)
         case "scale":

@@ -75,7 +75,7 @@ def create_array(
         dtype=dtype,
         shards=(1,) * lead + tuple(shards),
         chunks=(1,) * lead + chunks,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle)],  # type: ignore[arg-type]
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle)],
         fill_value=0,
         dimension_names=list(names),
         overwrite=True,
@@ -83,7 +83,7 @@ def create_array(
 
 
 def open_array(url: str, mode: str = "r") -> zarr.Array[Any]:
-    return zarr.open_array(store.local(url), mode=mode)  # type: ignore[arg-type]
+    return zarr.open_array(store.local(url), mode=mode)
 
 
 def axis_names(channel_axis: bool) -> list[str]:

@@ -81,9 +81,7 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
     # Tiles that touch the block reach at most a tile less one voxel past each side, and the margin more.
     h, w = (
         min(n + 2 * (tile - 1), max(full, tile)) + 2 * margin
-        for n, full, tile, margin in zip(
-            extent, grid.shape[1:], grid.tile[1:], grid.margin[1:], strict=True
-        )
+        for n, full, tile, margin in zip(extent, grid.shape[1:], grid.tile[1:], grid.margin[1:], strict=True)
     )
     chunk = needs.image_chunk
     chunk_bytes = math.prod(chunk) * needs.image_itemsize
@@ -131,9 +129,9 @@ def make_plan(
             runs = _axis_runs(grid, shards, parts)
             total = math.prod(sum(axis) for axis in runs)
             longest = math.prod(max(axis) for axis in runs)
-            blocks = math.prod(parts)
-            makespan = max(longest * math.ceil(blocks / workers), total / workers)
-            fitting.append((makespan, total, blocks, parts, host, device))
+            count = math.prod(parts)
+            makespan = max(longest * math.ceil(count / workers), total / workers)
+            fitting.append((makespan, total, count, parts, host, device))
     if not fitting:
         assert smallest is not None
         raise StudyError(
@@ -162,7 +160,7 @@ def _cuts(shards: Shards, workers: int) -> Iterable[Triple]:
     """Ways to cut the shard grid worth looking at: each axis in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
     steps = {1, 2, 3, 4, workers, 2 * workers} | {2**i for i in range(12)} | {3 * 2**i for i in range(11)}
     axes = [sorted({s for s in steps if s <= n} | {n}) for n in shards.counts]
-    return product(*axes)  # type: ignore[return-value]
+    return product(*axes)
 
 
 def _largest(shards: Shards, parts: Triple) -> tuple[tuple[int, int], int]:

@@ -30,9 +30,7 @@ def prepare(run: Run, progress: Progress) -> list[BlockTask]:
     """
     began = time.perf_counter()
     location = progress.key
-    image, staged = stage_image(
-        run.out, progress.study, volume=run.job.volume, link=run.job.images == "link"
-    )
+    image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=run.job.images == "link")
     progress.image = image
     progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
     _check_channels(run.method, image)
@@ -93,9 +91,7 @@ def _plan(run: Run, progress: Progress, image: Image) -> list[BlockTask]:
     assert run.baseline is not None
     array = ome.open_array(image.level0)
     chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))
-    plan = plan_shape(
-        image.header, chunk, run.method, run.baseline, run.budget, run.workers_for_one()
-    )
+    plan = plan_shape(image.header, chunk, run.method, run.baseline, run.budget, run.workers_for_one())
     missing = _open_ledger(run, progress, image, plan)
     tasks = []
     for index, block in enumerate(plan.blocks):
@@ -166,7 +162,11 @@ def _create_labels(header: Header, method: Method, shards: Shards, url: str) -> 
     """The empty level 0 of a label image, not yet listed for readers."""
     lead = (1,) if header.has_channel_axis else ()
     ome.create_array(
-        url, (*lead, *shards.shape), shards.shard, label_dtype(method), ome.axis_names(header.has_channel_axis)
+        url,
+        (*lead, *shards.shape),
+        shards.shard,
+        label_dtype(method),
+        ome.axis_names(header.has_channel_axis),
     )
 
 
@@ -175,9 +175,7 @@ def label_dtype(method: Method) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
     return np.dtype(np.uint8) if max(method.structures, default=0) <= 255 else np.dtype(np.uint16)
 
 
-def plan_shape(
-    header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int
-) -> Plan:
+def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int) -> Plan:
     """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x)."""
     return make_plan(
         header.shape,

@@ -24,9 +24,7 @@ def build_pyramid(group: str, *, labels: bool, names: list[str]) -> None:
     for level in range(1, len(shapes)):
         finer = ome.open_array(store.join(group, str(level - 1)))
         shards = ome.shard_shape(shapes[level])
-        coarser = ome.create_array(
-            store.join(group, str(level)), lead + shapes[level], shards, base.dtype, names
-        )
+        coarser = ome.create_array(store.join(group, str(level)), lead + shapes[level], shards, base.dtype, names)
         _reduce(finer, coarser, labels=labels)
 
 
@@ -42,9 +40,7 @@ def _reduce(finer: zarr.Array[Any], coarser: zarr.Array[Any], *, labels: bool) -
         reduce_labels if labels else reduce_mean,
         steps=steps,
         dtype=coarser.dtype,
-        chunks=tuple(
-            tuple(-(-c // k) for c in axis) for axis, k in zip(source.chunks, steps, strict=True)
-        ),
+        chunks=tuple(tuple(-(-c // k) for c in axis) for axis, k in zip(source.chunks, steps, strict=True)),
     )
     with dask.config.set(scheduler="threads", num_workers=2):
         da.store(reduced, coarser, lock=False)  # every dask chunk is one whole shard
@@ -63,13 +59,15 @@ def _corners(block: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
 def reduce_mean(block: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
     """Mean over windows of `steps`, in the block's dtype (integers rounded half to even)."""
     mean = _corners(block, steps).mean(axis=0, dtype=np.float64)
-    return (np.rint(mean) if block.dtype.kind in "iu" else mean).astype(block.dtype)
+    reduced: np.ndarray = (np.rint(mean) if block.dtype.kind in "iu" else mean).astype(block.dtype)
+    return reduced
 
 
 def reduce_labels(block: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
     """Most frequent label over windows of `steps`, the smallest on a tie."""
     corners = np.sort(_corners(block, steps), axis=0)
-    best, votes = corners[0].copy(), np.zeros(corners.shape[1:], np.int8)
+    best: np.ndarray = corners[0].copy()
+    votes = np.zeros(corners.shape[1:], np.int8)
     for candidate in corners:
         count = (corners == candidate).sum(axis=0, dtype=np.int8)
         better = count > votes

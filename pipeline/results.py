@@ -111,12 +111,12 @@ def _label_attributes(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> dict
     return {
         "ome": {
             "version": ome.VERSION,
-            "multiscales": ome.multiscales(labels.name, labels.shape, ome_scale(labels.affine), labels.channel_axis, "mode"),
+            "multiscales": ome.multiscales(
+                labels.name, labels.shape, ome_scale(labels.affine), labels.channel_axis, "mode"
+            ),
             "image-label": {
                 "version": ome.VERSION,
-                "colors": [
-                    {"label-value": label, "rgba": [*colors[label - 1], 255]} for label in labels.structures
-                ],
+                "colors": [{"label-value": label, "rgba": [*colors[label - 1], 255]} for label in labels.structures],
                 "properties": [
                     {
                         "label-value": row["label"],

@@ -62,9 +62,7 @@ class Run:
         self.published = published
         self.stop = threading.Event()
         self.began = time.time()
-        self.studies = [
-            Progress(study, ledger.location_key(study.source)) for study in self._chosen(found.studies)
-        ]
+        self.studies = [Progress(study, ledger.location_key(study.source)) for study in self._chosen(found.studies)]
         self.inputs_failed = found.failures
         self.by_key: dict[str, list[Progress]] = {}
         self.ready: deque[Progress] = deque()  # whole, to be published
@@ -136,9 +134,7 @@ class Run:
     def fraction_done(self) -> float:
         """Share of the tiles that are behind us, 0 to 1; a study that has its end counts whole."""
         total = self.tiles_expected
-        done = sum(
-            p.tiles if p.state in ("published", "failed") else min(p.tiles, p.tiles_done) for p in self.studies
-        )
+        done = sum(p.tiles if p.state in ("published", "failed") else min(p.tiles, p.tiles_done) for p in self.studies)
         return done / total if total else 1.0
 
     # -- collecting ------------------------------------------------------------------------------------------------
@@ -157,7 +153,12 @@ class Run:
         progress.pending.discard(outcome.index)
         logger.info(
             "block done",
-            extra={"key": outcome.key, "block": outcome.index, "tiles": outcome.tiles, "seconds": outcome.seconds},
+            extra={
+                "key": outcome.key,
+                "block": outcome.index,
+                "tiles": outcome.tiles,
+                "seconds": outcome.seconds,
+            },
         )
         if not progress.pending and progress.state == "segmenting":
             self.become_whole(progress)

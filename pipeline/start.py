@@ -20,6 +20,7 @@ from .sources import Found, find_studies
 
 if TYPE_CHECKING:
     from segmodels import Card, Model
+    from segmodels.network import Network
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def resolve_method(job: Job) -> Method:
     card = model.card
     window = _window(job.tile or card.tile, card)
     margin = predictor.margin
-    if any(w - 2 * m < 1 for w, m in zip(window, margin, strict=True)):
-        raise UsageError(f"tile {list(window)} leaves nothing after the network's margin of {list(margin)} a side")
+    if model.network is not None:
+        _check_tile(window, model.network)
     stitch = job.stitch or next((s for s in card.stitch if s in STITCHES), None)
     if stitch is None:
         raise UsageError(
@@ -114,6 +115,9 @@ def _check_supported(model: Model) -> None:
             f"{list(card.spacing_mm) if card.spacing_mm else 'as stored'}; this version runs models on images as "
             "they are stored (card fields orientation and spacing_mm null)"
         )
+    for field in ("regions", "locator"):
+        if getattr(card, field) is not None:
+            raise UsageError(f"the model {card.name} uses the card field {field}, which this version cannot run")
     if card.axes == "tyx":
         raise UsageError(f"the model {card.name} is for clips (axes tyx); this version segments scans")
 
@@ -125,6 +129,13 @@ def _window(tile: tuple[int, ...], card: Card) -> Triple:
         raise UsageError(f"tile {list(tile)} does not follow the card's axes {card.axes}")
     z, y, x = tile
     return z, y, x
+
+
+def _check_tile(window: Triple, network: Network) -> None:
+    spatial = window[-network.dims :]
+    legal = tuple(network.legal_size(n) for n in spatial)
+    if legal != spatial:
+        raise UsageError(f"tile {list(spatial)} is no size this network takes; the next one is {list(legal)}")
 
 
 def find(job: Job) -> Found:
@@ -155,9 +166,7 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"OUT {out} cannot be written: {reason}") from None
     published = {
-        study: (key, record)
-        for key, study, record in ledger.all_published(out)
-        if not record.get("superseded")
+        study: (key, record) for key, study, record in ledger.all_published(out) if not record.get("superseded")
     }
     claim_url = store.join(out, "ledger", "out.json")
     claim = store.read_json(claim_url)

@@ -131,9 +131,7 @@ class ChannelSums:
             if self.exact:
                 everything = _moments_of_counts(values, counts)
                 nonzero = _moments_of_counts(values[values != 0], counts[values != 0])
-        return ChannelStatistics(
-            everything, nonzero, self.minimum, self.maximum, values, counts, self.exact
-        )
+        return ChannelStatistics(everything, nonzero, self.minimum, self.maximum, values, counts, self.exact)
 
 
 def _moments_of_counts(values: np.ndarray, counts: np.ndarray) -> Moments:

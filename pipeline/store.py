@@ -27,9 +27,7 @@ def local(url: str) -> Path:
         return Path(url)
     parts = urlsplit(url)
     if parts.scheme != "file":
-        raise UsageError(
-            f"cannot read or write {parts.scheme}:// addresses yet: give a local path or a file:// URL"
-        )
+        raise UsageError(f"cannot read or write {parts.scheme}:// addresses yet: give a local path or a file:// URL")
     return Path(unquote(parts.path))
 
 

@@ -20,15 +20,10 @@ class InputWindow:
     rows of one row of chunks.
     """
 
-    def __init__(
-        self, image: Any, region: Box, depth: int, normalizers: Sequence[Affine], fill: str
-    ) -> None:
+    def __init__(self, image: Any, region: Box, depth: int, normalizers: Sequence[Affine], fill: str) -> None:
         self.image, self.region, self.depth, self.normalizers = image, region, depth, normalizers
         self.shape: Triple = tuple(int(n) for n in image.shape[-3:])  # type: ignore[assignment]
-        mapped = [
-            source_index(a, b, n, fill)
-            for a, b, n in zip(region.start, region.stop, self.shape, strict=True)
-        ]
+        mapped = [source_index(a, b, n, fill) for a, b, n in zip(region.start, region.stop, self.shape, strict=True)]
         self.rows, y, x = mapped
         self.y, self.x = _span(y), _span(x)
         self.columns = np.ix_(y[y >= 0] - self.y.start, x[x >= 0] - self.x.start)

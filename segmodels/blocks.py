@@ -9,9 +9,7 @@ from segmodels import nd
 
 def conv_norm_act(dims: int, i: int, o: int, *, norm: str, padding: str, bias: bool) -> nn.Sequential:
     """conv3, normalisation, ReLU: the step of the U-Nets."""
-    return nn.Sequential(
-        nd.conv(dims, i, o, padding=padding, bias=bias), nd.norm(norm, dims, o), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(nd.conv(dims, i, o, padding=padding, bias=bias), nd.norm(norm, dims, o), nn.ReLU(inplace=True))
 
 
 def norm_act_conv(dims: int, i: int, o: int, *, norm: str, stride: int = 1) -> nn.Sequential:

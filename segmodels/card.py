@@ -117,20 +117,14 @@ class Card(Facts):
     def _lists_follow_axes(self) -> Card:
         for field, value in (("tile", self.tile), ("spacing_mm", self.spacing_mm)):
             if value is not None and len(value) != len(self.axes):
-                raise ValueError(
-                    f"{field} must have one number per axis of {self.axes!r}, got {shorten(list(value))}"
-                )
+                raise ValueError(f"{field} must have one number per axis of {self.axes!r}, got {shorten(list(value))}")
         voxels = 1
         for n in self.tile:
             voxels *= n
         if voxels > LARGEST_TILE:
             raise ValueError(f"a tile of {list(self.tile)} is {voxels:,} voxels; at most {LARGEST_TILE:,} do")
-        if len(set(self.mirror_axes)) != len(self.mirror_axes) or any(
-            a >= len(self.axes) for a in self.mirror_axes
-        ):
-            raise ValueError(
-                f"mirror_axes are distinct indices into axes {self.axes!r}, got {list(self.mirror_axes)}"
-            )
+        if len(set(self.mirror_axes)) != len(self.mirror_axes) or any(a >= len(self.axes) for a in self.mirror_axes):
+            raise ValueError(f"mirror_axes are distinct indices into axes {self.axes!r}, got {list(self.mirror_axes)}")
         return self
 
     @model_validator(mode="after")
@@ -172,9 +166,7 @@ class Card(Facts):
             )
         for name, members in (self.regions or {}).items():
             if unknown := [m for m in members if str(m) not in self.labels]:
-                raise ValueError(
-                    f"region {shorten(name)} joins labels that are not listed: {shorten(unknown)}"
-                )
+                raise ValueError(f"region {shorten(name)} joins labels that are not listed: {shorten(unknown)}")
         return self
 
     def to_json(self) -> str:
@@ -214,9 +206,7 @@ def agree(card: Card, network: Network) -> None:
     """Check what card and network both say. Raises ModelError where they differ."""
     expected = {"zyx": (3,), "yx": (2,), "tyx": (2, 3)}[card.axes]
     if network.dims not in expected:
-        raise ModelError(
-            f"card.json: axes {card.axes!r} do not fit a {network.dims}-D network (its config says dims)"
-        )
+        raise ModelError(f"card.json: axes {card.axes!r} do not fit a {network.dims}-D network (its config says dims)")
     if len(card.channels) != network.in_channels:
         raise ModelError(
             f"card.json: {len(card.channels)} channels are listed, the network takes {network.in_channels}"

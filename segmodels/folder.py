@@ -86,8 +86,7 @@ def save(network: nn.Module, card: Card | Mapping[str, Any], folder: str | os.Pa
     described = on_meta(whole.network.name, **whole.network.config)
     if (described.architecture, described.config) != (architecture, config):
         raise ModelError(
-            f"the card describes {described.architecture} {described.config}, "
-            f"the network is {architecture} {config}"
+            f"the card describes {described.architecture} {described.config}, the network is {architecture} {config}"
         )
     cards.agree(whole, described)
     weights.refuse_not_finite("the network", network.state_dict())
@@ -164,9 +163,7 @@ def _without_defaults(card: Card) -> dict[str, Any]:
 def _no_folder(name: str, path: Path) -> str:
     if path.is_file():
         if path.suffix.lower() in weights.PICKLE_SUFFIXES:
-            return (
-                f"{path.name} is a pickle, which runs code when it is read; a model is a folder with {_PARTS}"
-            )
+            return f"{path.name} is a pickle, which runs code when it is read; a model is a folder with {_PARTS}"
         return f"{path.name} is a file; a model is a folder with {_PARTS}"
     if name in MODULES:
         return (

@@ -158,9 +158,7 @@ def _plus_plus(v: Floats, w: Floats, classes: int, chance: random.Random) -> Flo
     for _ in range(classes):
         total = np.cumsum(weights)
         at = int(np.searchsorted(total, chance.random() * total[-1], side="right"))
-        if (
-            at >= len(v) or weights[at] == 0
-        ):  # rounding at the very end of the sum, or all distances underflow
+        if at >= len(v) or weights[at] == 0:  # rounding at the very end of the sum, or all distances underflow
             at = int(np.argmax(np.where(np.isin(v, chosen), -1.0, w)))
         chosen.append(float(v[at]))
         nearest = np.minimum(nearest, (v - v[at]) ** 2)

@@ -88,9 +88,7 @@ class Ladder(Network):
         classes: int,
         margin: int = 0,
     ) -> None:
-        super().__init__(
-            dims=dims, in_channels=in_channels, classes=classes, divisor=2 ** len(ups), margin=margin
-        )
+        super().__init__(dims=dims, in_channels=in_channels, classes=classes, divisor=2 ** len(ups), margin=margin)
         self.encoder, self.ups = nn.ModuleList(encoder), nn.ModuleList(ups)
         self.decoder, self.head = nn.ModuleList(decoder), head
 

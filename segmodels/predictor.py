@@ -112,6 +112,4 @@ def check_tiles(tiles: Tensor, channels: int, *, flat: bool) -> None:
     """Raise ModelError unless `tiles` is (N, channels, Z, Y, X), with Z = 1 for a 2-D network."""
     if tiles.ndim != 5 or tiles.shape[1] != channels or 0 in tiles.shape or (flat and tiles.shape[2] != 1):
         expected = f"(N, {channels}, {'1' if flat else 'Z'}, Y, X)"
-        raise ModelError(
-            f"predict got tiles of shape {tuple(tiles.shape)}; expected {expected} and no empty axis"
-        )
+        raise ModelError(f"predict got tiles of shape {tuple(tiles.shape)}; expected {expected} and no empty axis")

@@ -37,13 +37,9 @@ Width = Annotated[int, Strict(), Field(ge=1, le=16_384)]
 Widths = Annotated[
     tuple[Width, ...],
     BeforeValidator(_sequence),
-    Field(
-        min_length=2, max_length=8, description="channels per level, shallow to deep, such as [32, 64, 128]"
-    ),
+    Field(min_length=2, max_length=8, description="channels per level, shallow to deep, such as [32, 64, 128]"),
 ]
-Norm = Annotated[
-    Literal["batch", "instance", "group", "none"], Field(description="batch, instance, group or none")
-]
+Norm = Annotated[Literal["batch", "instance", "group", "none"], Field(description="batch, instance, group or none")]
 Padding = Annotated[Literal["same", "valid"], Field(description="same or valid")]
 
 
@@ -88,9 +84,7 @@ class Spec:
         for key in options:
             if key not in known:
                 listed = ", ".join(f"{k}={_plain(f.default)}" for k, f in known.items())
-                raise ModelError(
-                    f"{self.name} has no option {str(key)!r}.{nearest(key, known)} Its options: {listed}"
-                )
+                raise ModelError(f"{self.name} has no option {str(key)!r}.{nearest(key, known)} Its options: {listed}")
         try:
             return self.schema.model_validate(dict(options)).model_dump(mode="json")
         except ValidationError as error:
@@ -123,9 +117,7 @@ def spec(name: str) -> Spec:
         raise ModelError(f"{name} is a built-in model without a network: segmodels.load({name!r}) gives it")
     if name not in MODULES:
         known = list_models()
-        raise ModelError(
-            f"no model is called {shorten(name)}.{nearest(name, known)} There are: {', '.join(known)}"
-        )
+        raise ModelError(f"no model is called {shorten(name)}.{nearest(name, known)} There are: {', '.join(known)}")
     import_module(MODULES[name])
     return _SPECS[name]
 
@@ -189,10 +181,7 @@ def describe(name: str) -> str:
         "  (context for exact tiling, with batch norm or none)",
         f"  parameters  {count_parameters(network):,}",
         "  known counts",
-        *(
-            f"    {count:>12,}  {', '.join(f'{k}={_plain(v)}' for k, v in c.items())}"
-            for c, count in known.params
-        ),
+        *(f"    {count:>12,}  {', '.join(f'{k}={_plain(v)}' for k, v in c.items())}" for c, count in known.params),
     ]
     return "\n".join(lines)
 

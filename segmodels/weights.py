@@ -70,9 +70,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         entries = {name: _entry(facts) for name, facts in header.items()}
         end = max((int(facts["data_offsets"][1]) for facts in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise ModelError(
-            f"{path.name} is no safetensors file: its header cannot be read; copy it again"
-        ) from None
+        raise ModelError(f"{path.name} is no safetensors file: its header cannot be read; copy it again") from None
     if end != size - 8 - length:
         verb = "truncated" if end > size - 8 - length else "damaged"
         raise ModelError(
@@ -108,8 +106,7 @@ def compare(name: str, found: Mapping[str, Entry], wanted: Mapping[str, Tensor])
         if key in found and (found[key].dtype in _FLOATS) != tensor.is_floating_point()
     ]
     problems = [
-        f"{len(names)} {what}: {'; '.join(shorten(n)[1:-1] for n in names[:3])}"
-        + ("; ..." * (len(names) > 3))
+        f"{len(names)} {what}: {'; '.join(shorten(n)[1:-1] for n in names[:3])}" + ("; ..." * (len(names) > 3))
         for what, names in (
             ("missing", missing),
             ("not the network's", extra),

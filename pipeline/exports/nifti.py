@@ -36,7 +36,7 @@ def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any]
                 for z in range(0, shape[0], rows):
                     slab = array[(0,) * len(lead) + (slice(z, z + rows),)]
                     # NIfTI runs x fastest, as rows of z,y,x do.
-                    file.write(np.ascontiguousarray(slab).astype(array.dtype.newbyteorder("<"), copy=False))
+                    file.write(np.ascontiguousarray(slab, array.dtype.newbyteorder("<")).data)
             raw.flush()
             os.fsync(raw.fileno())
         temporary.replace(path)

@@ -68,8 +68,7 @@ def _count_pairs(predicted: np.ndarray, reference: np.ndarray) -> Confusion:
     joined = (predicted.astype(np.uint64) << np.uint64(32)) | reference.astype(np.uint64)
     pairs, counts = np.unique(joined, return_counts=True)
     return {
-        f"{int(pair) >> 32},{int(pair) & 0xFFFFFFFF}": int(count)
-        for pair, count in zip(pairs, counts, strict=True)
+        f"{int(pair) >> 32},{int(pair) & 0xFFFFFFFF}": int(count) for pair, count in zip(pairs, counts, strict=True)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def shard_statistics(labels: np.ndarray, intensity: np.ndarray | None, origin: T
 class StructureSums:
     """Sums of one structure over a study: moments of its intensity, sums and bounds of its voxel indices (z,y,x)."""
 
-    moments: Moments = Moments()
+    moments: Moments = field(default_factory=Moments)
     index_sums: Triple = (0, 0, 0)
     low: Triple = (1 << 62, 1 << 62, 1 << 62)
     high: Triple = (0, 0, 0)
@@ -54,8 +54,8 @@ class StructureSums:
         return StructureSums(
             self.moments.merge(Moments(entry["n"], entry["mean"], entry["m2"])),
             (z, y, x),
-            tuple(min(a, b[1]) for a, b in zip(self.low, per_axis, strict=True)),  # type: ignore[arg-type]
-            tuple(max(a, b[2]) for a, b in zip(self.high, per_axis, strict=True)),  # type: ignore[arg-type]
+            tuple(min(a, b[1]) for a, b in zip(self.low, per_axis, strict=True)),
+            tuple(max(a, b[2]) for a, b in zip(self.high, per_axis, strict=True)),
         )
 
 
@@ -95,9 +95,7 @@ def structure_rows(
     return rows
 
 
-def _measured(
-    sums: StructureSums, shape: Sequence[int], affine: np.ndarray, voxel_ml: float
-) -> dict[str, Any]:
+def _measured(sums: StructureSums, shape: Sequence[int], affine: np.ndarray, voxel_ml: float) -> dict[str, Any]:
     count = sums.moments.count
     centroid = to_world(affine, [total / count for total in sums.index_sums])
     row: dict[str, Any] = {
@@ -109,7 +107,5 @@ def _measured(
     row |= {f"centroid_{a}_mm": float(c) for a, c in zip("xyz", centroid, strict=True)}
     for axis, name in enumerate("zyx"):
         row[f"bbox_{name}_min"], row[f"bbox_{name}_max"] = sums.low[axis], sums.high[axis]
-    row["touches_border"] = any(
-        low == 0 or high == n for low, high, n in zip(sums.low, sums.high, shape, strict=True)
-    )
+    row["touches_border"] = any(low == 0 or high == n for low, high, n in zip(sums.low, sums.high, shape, strict=True))
     return row

@@ -31,13 +31,11 @@ STRUCTURE_COLUMNS = {
     **{f"centroid_{a}_mm": "float64" for a in "xyz"},
     **{f"bbox_{a}_{end}": "int64" for a in "xyz" for end in ("min", "max")},
     "touches_border": "bool",
-    **{score: "float64" for score in SCORES},
+    **dict.fromkeys(SCORES, "float64"),
 }
 
 
-def write_tables(
-    out: str, studies: Sequence[Mapping[str, Any]], structures: Sequence[Mapping[str, Any]]
-) -> None:
+def write_tables(out: str, studies: Sequence[Mapping[str, Any]], structures: Sequence[Mapping[str, Any]]) -> None:
     """Write both tables to OUT/metrics; a column that a row lacks is null. Rows keep the order they are given in."""
     for name, columns, rows in (
         ("studies", STUDY_COLUMNS, studies),

@@ -82,8 +82,7 @@ def structures_table(structures: Sequence[Row]) -> Table:
         groups=[(title, len(list(same))) for title, same in groupby(c.group for c in columns)],
         titles=[c.title for c in columns],
         rows=[
-            (int(row["label"]), str(row["structure"]), [text[i] for text in texts])
-            for i, row in enumerate(structures)
+            (int(row["label"]), str(row["structure"]), [text[i] for text in texts]) for i, row in enumerate(structures)
         ],
     )
 

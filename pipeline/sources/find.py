@@ -121,9 +121,7 @@ def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[st
         yield shown, _unreadable(error)
         return
     folders = [entry for entry in entries if os.path.isdir(os.path.join(folder, entry))]
-    files = [
-        entry for entry in entries if entry.lower().endswith(NIFTI_ENDINGS) and entry not in set(folders)
-    ]
+    files = [entry for entry in entries if entry.lower().endswith(NIFTI_ENDINGS) and entry not in set(folders)]
     yield from _nifti_studies(top, inside, shown, files)
     for entry in folders:
         path, name = os.path.join(folder, entry), os.path.join(inside, entry)
@@ -144,15 +142,11 @@ def _nifti_studies(top: str, inside: str, shown: str, files: list[str]) -> Itera
             if not os.path.isfile(path):  # a broken link, a pipe
                 yield os.path.join(shown, name), StudyError("input", "it is not a file that can be read")
             else:
-                yield Study(
-                    study_name(os.path.join(inside, name)), os.path.join(shown, name), (path,), "nifti"
-                )
+                yield Study(study_name(os.path.join(inside, name)), os.path.join(shown, name), (path,), "nifti")
         return
     by_number = sorted(zip((n for n in numbers if n is not None), files, strict=True))
     if [number for number, _ in by_number] != list(range(len(files))):
-        given = ", ".join(f"_{number:04d}" for number, _ in by_number[:8]) + (
-            ", ..." if len(files) > 8 else ""
-        )
+        given = ", ".join(f"_{number:04d}" for number, _ in by_number[:8]) + (", ..." if len(files) > 8 else "")
         yield (
             shown,
             StudyError(

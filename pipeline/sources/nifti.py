@@ -147,9 +147,7 @@ def _volume_offsets(facts: Facts, volume: int | None, *, alone: bool) -> list[in
             "input", f"--volume {volume} is not in it: it has {volumes}, counted from 0; name one of these"
         )
     if channels > 1 and not alone:
-        raise StudyError(
-            "input", "one file of a folder of channels holds several channels itself; expected one"
-        )
+        raise StudyError("input", "one file of a folder of channels holds several channels itself; expected one")
     return [(c * volumes + (volume or 0)) * facts.volume_bytes for c in range(channels)]
 
 

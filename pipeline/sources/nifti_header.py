@@ -123,9 +123,7 @@ def _parse(stream: ByteStream) -> tuple[bytes, Any, int]:
         raise StudyError("input", f"its header is cut off after {len(raw)} of {size} bytes; copy it again")
     found = raw[344:348] if size == 348 else raw[4:12]
     if found[:3] in (b"ni1", b"ni2"):
-        raise StudyError(
-            "input", "it is half of a two-file NIfTI (.hdr and .img); convert it to one .nii file"
-        )
+        raise StudyError("input", "it is half of a two-file NIfTI (.hdr and .img); convert it to one .nii file")
     if found != magic:
         raise StudyError("input", "it is no NIfTI file (the magic bytes of the header are wrong)")
     header = parser(raw, endianness=endianness, check=False)
@@ -161,9 +159,7 @@ def _shape(header: Any) -> tuple[int, int, int, int, int]:
     check_volume_size(shape, MOST_VOXELS)
     shape += [1] * (7 - len(shape))
     if shape[5] * shape[6] > 1:
-        raise StudyError(
-            "input", f"it is {dim[0]}-D; expected a volume (x, y, z) or its channels (x, y, z, 1, c)"
-        )
+        raise StudyError("input", f"it is {dim[0]}-D; expected a volume (x, y, z) or its channels (x, y, z, 1, c)")
     if shape[4] > MOST_CHANNELS:
         raise StudyError("input", f"it has {shape[4]} channels; at most {MOST_CHANNELS} are read")
     x, y, z, volumes, channels = shape[:5]

@@ -128,33 +128,25 @@ def _axes(value: Any) -> tuple[tuple[str, ...], list[float], tuple[str, ...]]:
         raise StudyError("input", "its axes are not described; expected OME-Zarr 0.4 or 0.5 metadata")
     names = tuple(str(axis.get("name")).lower() for axis in value)
     if names not in _AXES:
-        raise StudyError(
-            "input", f"it has {len(names)} axes that are not a volume's; expected z,y,x or c,z,y,x"
-        )
+        raise StudyError("input", f"it has {len(names)} axes that are not a volume's; expected z,y,x or c,z,y,x")
     units = [axis.get("unit") for axis in value[-3:]]
     warnings = ("the axes have no unit; millimetres are assumed",) if None in units else ()
     if any(unit is not None and not (isinstance(unit, str) and unit in MILLIMETRES) for unit in units):
-        raise StudyError(
-            "geometry", "the unit of an axis is no length; expected millimeter, micrometer or the like"
-        )
+        raise StudyError("geometry", "the unit of an axis is no length; expected millimeter, micrometer or the like")
     return names, [1.0 if unit is None else MILLIMETRES[unit] for unit in units], warnings
 
 
 def _transform(axes: int, *steps: Any) -> tuple[list[float], list[float]]:
     """Scale and translation of transformations applied one after the other (dataset's first)."""
     if not isinstance(steps[0], list) or not steps[0]:
-        raise StudyError(
-            "geometry", "its full resolution has no scale; expected one in coordinateTransformations"
-        )
+        raise StudyError("geometry", "its full resolution has no scale; expected one in coordinateTransformations")
     scale, translation = [1.0] * axes, [0.0] * axes
     for step in (entry for entries in steps if isinstance(entries, list) for entry in entries):
         kind = step.get("type") if isinstance(step, dict) else None
         if kind == "identity":
             continue
         if kind not in ("scale", "translation"):
-            raise StudyError(
-                "geometry", "it has a coordinate transformation that is neither scale nor translation"
-            )
+            raise StudyError("geometry", "it has a coordinate transformation that is neither scale nor translation")
         numbers = _numbers(step.get(kind), axes)
         if kind == "scale":
             scale = [s * n for s, n in zip(scale, numbers, strict=True)]
@@ -162,9 +154,7 @@ def _transform(axes: int, *steps: Any) -> tuple[list[float], list[float]]:
         else:
             translation = [t + n for t, n in zip(translation, numbers, strict=True)]
     if not all(s > 0 for s in scale):
-        raise StudyError(
-            "geometry", "a scale of it is zero or negative; expected the size of a voxel on each axis"
-        )
+        raise StudyError("geometry", "a scale of it is zero or negative; expected the size of a voxel on each axis")
     return scale, translation
 
 
@@ -185,7 +175,5 @@ def _safe_path(value: Any) -> str:
     parts = value.split("/") if isinstance(value, str) else []
     bad = {"", ".", ".."} & set(parts) or any(c in part for part in parts for c in "\\:\0")
     if not parts or bad:
-        raise StudyError(
-            "input", "the path of its full resolution does not stay inside the image; it was not read"
-        )
+        raise StudyError("input", "the path of its full resolution does not stay inside the image; it was not read")
     return "/".join(parts)

@@ -46,9 +46,7 @@ class OmeZarrSource:
         self._array = open_array(os.path.join(folder, image.path), image.zarr_format)
         sizes = dict(zip(image.axes, self._array.shape, strict=False))
         if len(sizes) != self._array.ndim or len(sizes) != len(image.axes):
-            raise StudyError(
-                "input", f"its array has {self._array.ndim} axes, its metadata {len(image.axes)}"
-            )
+            raise StudyError("input", f"its array has {self._array.ndim} axes, its metadata {len(image.axes)}")
         self._lead: tuple[Any, ...] = _picked_time(sizes.get("t"), volume)
         if "c" in sizes:
             self._lead = (*self._lead, slice(None))
@@ -134,9 +132,7 @@ def _picked_time(times: int | None, volume: int | None) -> tuple[int, ...]:
             f"(0 to {count - 1})",
         )
     if volume is not None and not 0 <= volume < count:
-        raise StudyError(
-            "input", f"--volume {volume} is not in it: it has {count}, counted from 0; name one of these"
-        )
+        raise StudyError("input", f"--volume {volume} is not in it: it has {count}, counted from 0; name one of these")
     return () if times is None else (volume or 0,)
 
 
@@ -151,9 +147,7 @@ def _affine(image: Image) -> tuple[Affine, tuple[str, ...]]:
     """The kept affine if it agrees with scale and translation, else these two, with a warning."""
     plain = check_affine(affine_from_ome(image.scale, image.translation))
     if image.affine is None:
-        return plain, (
-            "no affine is kept: the axes are taken to lie along R, A, S (scale and translation only)",
-        )
+        return plain, ("no affine is kept: the axes are taken to lie along R, A, S (scale and translation only)",)
     kept = _agreeing(image)
     if kept is not None:
         return kept, ()

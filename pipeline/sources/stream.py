@@ -30,13 +30,9 @@ def reading_errors() -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise StudyError(
-            "input", f"the gzip stream is damaged ({_why(error)}); copy the file again"
-        ) from None
+        raise StudyError("input", f"the gzip stream is damaged ({_why(error)}); copy the file again") from None
     except EOFError:
-        raise StudyError(
-            "input", "the gzip stream ends too early; the file is cut off, copy it again"
-        ) from None
+        raise StudyError("input", "the gzip stream ends too early; the file is cut off, copy it again") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "input/output error"
         raise StudyError("input", f"it could not be read: {reason}") from None

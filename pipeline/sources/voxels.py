@@ -90,6 +90,4 @@ def check_volume_size(shape: Sequence[int], most: int) -> None:
     if any(n < 1 for n in shape):
         raise StudyError("input", f"its size is {shown}: it has no voxels")
     if math.prod(shape) > most:
-        raise StudyError(
-            "input", f"the header claims {shown} voxels, more than any scan has; the header is damaged"
-        )
+        raise StudyError("input", f"the header claims {shown} voxels, more than any scan has; the header is damaged")

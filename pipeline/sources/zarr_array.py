@@ -25,9 +25,7 @@ _COMPUTING = frozenset(
         *("adler32", "crc32", "crc32c", "fletcher32"),
     }
 )
-_SAFE_CODECS = (
-    _COMPUTING | {f"numcodecs.{name}" for name in _COMPUTING} | {"bytes", "transpose", "sharding_indexed"}
-)
+_SAFE_CODECS = _COMPUTING | {f"numcodecs.{name}" for name in _COMPUTING} | {"bytes", "transpose", "sharding_indexed"}
 _DTYPES = frozenset({"bool", "float16", "float32", "float64"}) | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
@@ -42,9 +40,7 @@ def open_array(folder: str, zarr_format: int) -> Any:
 
     document = read_json(folder, "zarr.json" if zarr_format == 3 else ".zarray")
     if document is None:
-        raise StudyError(
-            "input", "the array of its full resolution is missing or its metadata is no JSON object"
-        )
+        raise StudyError("input", "the array of its full resolution is missing or its metadata is no JSON object")
     _check(document, zarr_format)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -58,9 +54,7 @@ def open_array(folder: str, zarr_format: int) -> Any:
 def _check(document: dict[str, Any], zarr_format: int) -> None:
     shape = document.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int for n in shape):
-        raise StudyError(
-            "input", "the metadata of its array is damaged (the shape is no list of whole numbers)"
-        )
+        raise StudyError("input", "the metadata of its array is damaged (the shape is no list of whole numbers)")
     check_volume_size(shape, MOST_VOXELS)
     if zarr_format == 3:
         codecs, dtype = _codec_names(document.get("codecs")), document.get("data_type")
@@ -69,9 +63,7 @@ def _check(document: dict[str, Any], zarr_format: int) -> None:
         codecs = _codec_names([document.get("compressor"), *(document.get("filters") or [])], key="id")
         known = _is_known_v2(document.get("dtype"))
     if not codecs <= _SAFE_CODECS:
-        raise StudyError(
-            "input", "its array uses a codec that is not read (unknown, or one that could run code)"
-        )
+        raise StudyError("input", "its array uses a codec that is not read (unknown, or one that could run code)")
     if not known:
         raise StudyError("input", "its voxels are not of a real integer or float type of up to 64 bits")
 
@@ -108,9 +100,7 @@ def _check_chunks(array: Any) -> None:
     in_row = math.prod(-(-n // c) for n, c in zip(array.shape[1:], chunks[1:], strict=True))
     in_shard = math.prod(-(-s // c) for s, c in zip(shards, chunks, strict=True))
     if max(in_row, in_shard) > MOST_CHUNKS_AT_ONCE:
-        raise StudyError(
-            "input", "it is cut into more than a million chunks per row; store it in larger ones"
-        )
+        raise StudyError("input", "it is cut into more than a million chunks per row; store it in larger ones")
 
 
 def read(array: Any, selection: tuple[Any, ...], first: int, last: int) -> Any:
@@ -123,6 +113,5 @@ def read(array: Any, selection: tuple[Any, ...], first: int, last: int) -> Any:
     except Exception as error:
         raise StudyError(
             "input",
-            f"a chunk in rows z={first} to {last} cannot be decoded ({type(error).__name__}); "
-            "copy the image again",
+            f"a chunk in rows z={first} to {last} cannot be decoded ({type(error).__name__}); copy the image again",
         ) from None

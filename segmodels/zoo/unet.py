@@ -121,9 +121,7 @@ def unet3d(
     count is the paper's 19,069,955 to the unit.
     """
     if widths[0] % 2:
-        raise ModelError(
-            f"unet3d: the first of widths={list(widths)} must be even: its first convolution has half"
-        )
+        raise ModelError(f"unet3d: the first of widths={list(widths)} must be even: its first convolution has half")
 
     def pair(i: int, mid: int, o: int) -> nn.Sequential:
         return nn.Sequential(

@@ -185,9 +185,7 @@ def test_a_terminals_interrupt_does_not_reach_the_server(scratch: Path) -> None:
     assert homes(scratch) == []
 
 
-def test_a_server_that_cannot_start_says_why(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "uvicorn.py").write_text("raise RuntimeError('no uvicorn today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     reason = r"(?s)ended with exit code 1\..*no uvicorn today"

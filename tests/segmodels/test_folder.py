@@ -48,9 +48,7 @@ def refusal(name: str | Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 @pytest.mark.parametrize(("name", "dims"), [("resunet", 3), ("unet", 2), ("unet3d", 3)])
-def test_round_trip_is_bit_equal(
-    tmp_path: Path, facts: dict[str, Any], name: str, dims: int, norm: str
-) -> None:
+def test_round_trip_is_bit_equal(tmp_path: Path, facts: dict[str, Any], name: str, dims: int, norm: str) -> None:
     network = small_network(name, dims=dims, classes=3, widths=[4, 8], norm=norm)
     facts |= {"axes": "zyx"[3 - dims :], "tile": [16] * dims}
     written = segmodels.save(network, facts, tmp_path / "m")
@@ -113,17 +111,13 @@ def torch_saved(thing: object) -> bytes:
 @pytest.mark.parametrize(
     "dump", [pickle.dumps, lambda b: pickle.dumps(b, 2), lambda b: pickle.dumps(b, 0), torch_saved]
 )
-def test_a_pickle_is_never_opened(
-    tmp_path: Path, folder: Path, dump: Callable[[object], bytes], name: str
-) -> None:
+def test_a_pickle_is_never_opened(tmp_path: Path, folder: Path, dump: Callable[[object], bytes], name: str) -> None:
     mark = tmp_path / "mark"
     data = dump(Bomb(mark))
     put_weights(folder, data, name=name)
     message = refusal(folder)
     assert not mark.exists()
-    if data[:1] != b"c" or not name.endswith(
-        "safetensors"
-    ):  # protocol 0 is text: no header that fits, no more
+    if data[:1] != b"c" or not name.endswith("safetensors"):  # protocol 0 is text: no header that fits, no more
         assert "is a pickle" in message
         assert "runs code" in message
         assert "segmodels.save" in message
@@ -236,9 +230,7 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[..., object], wo
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite(
-    tmp_path: Path, folder: Path, facts: dict[str, Any], value: float
-) -> None:
+def test_weights_that_are_not_finite(tmp_path: Path, folder: Path, facts: dict[str, Any], value: float) -> None:
     change_tensors(folder, lambda t: t["head.bias"].fill_(value))
     assert "holds NaN or infinite values in 1 tensors, the first head.bias" in refusal(folder)
     network = small_network(dims=3, classes=3, widths=[4, 8])

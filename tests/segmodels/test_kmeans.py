@@ -69,9 +69,7 @@ def test_a_fit_is_a_fixed_point_of_lloyd(histogram: dict[int, int], classes: int
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.dictionaries(st.integers(-50, 50), st.integers(1, 1000), min_size=1, max_size=14), st.integers(2, 4)
-)
+@given(st.dictionaries(st.integers(-50, 50), st.integers(1, 1000), min_size=1, max_size=14), st.integers(2, 4))
 def test_never_better_than_the_optimum_and_seldom_far(histogram: dict[int, int], classes: int) -> None:
     v, w = arrays(histogram)
     best, found = optimum(v, w, classes), fit(v, w, classes).inertia
@@ -90,9 +88,7 @@ def test_nearly_always_the_optimum() -> None:
 
 def test_at_least_as_good_as_scipys() -> None:
     chance = np.random.default_rng(1)
-    samples = np.concatenate(
-        [chance.normal(m, s, 500) for m, s in ((0, 5), (40, 8), (90, 4), (200, 30))]
-    ).round()
+    samples = np.concatenate([chance.normal(m, s, 500) for m, s in ((0, 5), (40, 8), (90, 4), (200, 30))]).round()
     v, w = np.unique(samples, return_counts=True)
     for k in (2, 3, 4, 8):
         centroids, labels = kmeans2(samples, k, minit="++", rng=np.random.default_rng(k), iter=100)

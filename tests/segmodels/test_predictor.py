@@ -93,9 +93,7 @@ def test_logits_of_a_folder(folder: Path) -> None:
 
 
 def test_a_2d_network_sees_planes() -> None:
-    network = small_network(
-        "unet", dims=2, in_channels=2, classes=3, widths=[2, 2, 2], padding="valid", norm="none"
-    )
+    network = small_network("unet", dims=2, in_channels=2, classes=3, widths=[2, 2, 2], padding="valid", norm="none")
     predictor = NetworkPredictor(network, runtime(batch=2))
     assert predictor.margin == (0, 20, 20)
     x = torch.randn(2, 2, 1, 44, 48)

@@ -23,17 +23,13 @@ def test_known_parameter_counts(name: str, config: dict[str, Any], count: int) -
 def test_the_counts_of_the_contract() -> None:
     # Written out once more, so that an edit of the specs cannot quietly move them.
     widths = [64, 128, 256, 512]
-    paper = on_meta(
-        "unet", dims=2, in_channels=1, classes=2, widths=[*widths, 1024], padding="valid", norm="none"
-    )
+    paper = on_meta("unet", dims=2, in_channels=1, classes=2, widths=[*widths, 1024], padding="valid", norm="none")
     assert count_parameters(paper) == 31_030_658
     assert count_parameters(on_meta("unet", in_channels=3, classes=2)) == 31_037_698
     assert count_parameters(on_meta("unet3d", in_channels=3, classes=3, norm="none")) == 19_069_955
     assert count_parameters(on_meta("unet3d", in_channels=3, classes=3)) == 19_069_955 + 4_672
     for dims, count in ((2, 8_223_809), (3, 23_783_873)):
-        assert (
-            count_parameters(on_meta("resunet", dims=dims, in_channels=3, classes=1, widths=widths)) == count
-        )
+        assert count_parameters(on_meta("resunet", dims=dims, in_channels=3, classes=1, widths=widths)) == count
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -57,9 +53,7 @@ def test_the_config_rebuilds_the_network(name: str, norm: str) -> None:
     first = on_meta(name, dims=2, widths=(4, 6, 8), norm=norm, classes=5)
     again = on_meta(name, **first.config)
     assert again.config == first.config
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in first.state_dict().items()
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in first.state_dict().items()}
 
 
 def test_lists() -> None:

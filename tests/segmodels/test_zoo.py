@@ -170,6 +170,4 @@ def test_valid_tiles_of_a_mirrored_image_equal_the_whole() -> None:
         for top in range(0, out - 20 + 1, 4 * step):
             for left in range(0, out - 20 + 1, 4 * step):
                 tile = net(mirrored[..., top : top + 20 + 2 * m, left : left + 20 + 2 * m])
-                torch.testing.assert_close(
-                    tile, whole[..., top : top + 20, left : left + 20], rtol=0, atol=1e-12
-                )
+                torch.testing.assert_close(tile, whole[..., top : top + 20, left : left + 20], rtol=0, atol=1e-12)

@@ -30,17 +30,13 @@ ROW: dict[str, Any] = {
     "hd95_mm": None,
 }  # fmt: skip
 SECONDS = {"ingest": 1.25, "segment": 75.0, "export": 0.5}
-PUBLISHED = StudyView(
-    "brain_1", "k1", "published", picture="pictures/k1.png", seconds=SECONDS, structures=[ROW]
-)
+PUBLISHED = StudyView("brain_1", "k1", "published", picture="pictures/k1.png", seconds=SECONDS, structures=[ROW])
 STUDIES = [
     PUBLISHED,
     StudyView("late", "k2", "interrupted"),
     StudyView("cut_off", "k3", "failed", "input", "it unpacks to 5 bytes, 10 were expected"),
     StudyView("no_disk", "k4", "failed", "storage", "no space left", source="/data/no_disk.nii"),
-    StudyView(
-        "brain_2", "k5", "published", message="the reference has another shape", peak_rss_bytes=3 << 30
-    ),
+    StudyView("brain_2", "k5", "published", message="the reference has another shape", peak_rss_bytes=3 << 30),
 ]
 
 

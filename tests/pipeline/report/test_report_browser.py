@@ -106,8 +106,7 @@ def test_a_browser_shows_the_page_its_pictures_and_its_controls(
 def test_finding_sorting_and_folding(tmp_path: Path, chromium: Callable[..., str]) -> None:
     scores = {"scan_b": 0.5, "scan_a": 0.9, "other": None, "scan_c": 0.1}
     views = [
-        replace(PUBLISHED, study=name, key=name, structures=[ROW | {"dice": dice}])
-        for name, dice in scores.items()
+        replace(PUBLISHED, study=name, key=name, structures=[ROW | {"dice": dice}]) for name, dice in scores.items()
     ]
     drive = """<script>
       const { text, order, all } = document.getElementById("find").elements;

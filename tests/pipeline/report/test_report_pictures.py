@@ -31,9 +31,7 @@ def phantom(code: str, turn: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any],
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = [-31.0, 17.5, 400.0]
     affine[:3, :3] = _rotation(turn) @ affine[:3, :3]
-    change = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(code)
-    )
+    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(code))
     stored = affine @ nib.orientations.inv_ornt_aff(change, SHAPE)
     return (*(nib.apply_orientation(data, change) for data in (image, mask)), stored)
 
@@ -83,9 +81,7 @@ def expected(left: str, top: str) -> list[float]:
     axes = ["RAS".index(left), "RAS".index(top)]
     unit = SIZE / max(SHAPE[axes] * SPACING[axes])
     edges = []
-    for (
-        axis
-    ) in axes:  # indices grow towards R, A, S, and these letters are on the left and top edges: mirrored
+    for axis in axes:  # indices grow towards R, A, S, and these letters are on the left and top edges: mirrored
         margin = (SIZE - SHAPE[axis] * SPACING[axis] * unit) / 2
         edges += [margin + (SHAPE[axis] - index) * SPACING[axis] * unit for index in reversed(BOX[axis])]
     return edges
@@ -187,9 +183,7 @@ def test_any_type_gives_the_same_picture(tmp_path: Path, dtype: str) -> None:
     image, mask, affine = phantom("RAS", 0.0)
     image = image // 10
     reference = drawn(stored(tmp_path / "a", image, mask, affine))
-    for pane, other in zip(
-        reference, drawn(stored(tmp_path / "b", image.astype(dtype), mask, affine)), strict=True
-    ):
+    for pane, other in zip(reference, drawn(stored(tmp_path / "b", image.astype(dtype), mask, affine)), strict=True):
         np.testing.assert_array_equal(pane, other)
 
 

@@ -57,9 +57,7 @@ def test_names_follow_the_contract(tmp_path: Path) -> None:
     assert names(tmp_path / ".hidden") == ["d"]
 
 
-def test_source_is_the_path_as_the_user_would_write_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_is_the_path_as_the_user_would_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "in/deep/a.nii")
     monkeypatch.chdir(tmp_path)
     (study,) = find_studies(["in"], exclude=None).studies
@@ -151,11 +149,7 @@ def test_one_real_path_is_one_study(tmp_path: Path) -> None:
     (tmp_path / "link.nii").symlink_to(tmp_path / "in/sub/a.nii")
     (tmp_path / "folder").symlink_to(tmp_path / "in")
     assert names(tmp_path / "in", tmp_path / "in", tmp_path / "folder") == ["sub__a"]
-    assert (
-        names(tmp_path / "link.nii", tmp_path / "in")
-        == names(tmp_path / "in", tmp_path / "link.nii")
-        == ["link"]
-    )
+    assert names(tmp_path / "link.nii", tmp_path / "in") == names(tmp_path / "in", tmp_path / "link.nii") == ["link"]
 
 
 def test_loops_of_links_end(tmp_path: Path) -> None:
@@ -183,9 +177,7 @@ def test_failures_stand_beside_the_others(tmp_path: Path) -> None:
     inputs = [str(tmp_path / n) for n in ("missing.nii", "in", "empty")]
     found = find_studies(inputs, exclude=None)
     assert [s.name for s in found.studies] == ["a"]
-    assert [source for source, _ in found.failures] == sorted(
-        [inputs[0], inputs[2], str(tmp_path / "in/gone.nii")]
-    )
+    assert [source for source, _ in found.failures] == sorted([inputs[0], inputs[2], str(tmp_path / "in/gone.nii")])
     for _, error in found.failures:
         assert error.cause == "input"
         assert str(tmp_path) not in error.message

@@ -223,9 +223,7 @@ def test_a_file_that_changes_between_opening_and_reading(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("packed", [False, True])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    edits=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)
-)
+@given(edits=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
 def test_any_header_reads_or_is_refused(tmp_path: Path, packed: bool, edits: list[tuple[int, bytes]]) -> None:
     """Random bytes in the header: the answer is a volume, or a StudyError; nothing else gets out."""
     data = bytearray(scan_bytes(tmp_path))

@@ -201,12 +201,7 @@ def test_scales_that_place_nothing(tmp_path: Path, name: str) -> None:
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats()
-    | st.text(max_size=5)
-    | st.just("blosc"),
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5) | st.just("blosc"),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "id", "x"]), inner),
     max_leaves=4,
 )

@@ -31,9 +31,7 @@ VOXELS = np.random.default_rng(0).integers(-500, 500, (19, 12, 13)).astype(np.in
     rows=st.integers(1, 12),
     data=st.data(),
 )
-def test_any_stored_form_reads_back(
-    tmp_path_factory, version, dtype, shape, lead, chunks, rows, data
-) -> None:  # type: ignore[no-untyped-def]
+def test_any_stored_form_reads_back(tmp_path_factory, version, dtype, shape, lead, chunks, rows, data) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("ome") / "scan.ome.zarr"
     voxels = (np.random.default_rng(len(shape)).standard_normal(lead + shape) * 99).astype(dtype)
     options: dict[str, Any] = {"chunks": (1,) * len(lead) + chunks}
@@ -93,9 +91,7 @@ def test_missing_chunks_are_the_fill_value(tmp_path: Path, version: str) -> None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    ("unit", "factor"), [("micrometer", 1e-3), ("meter", 1e3), ("millimeter", 1.0), (None, 1.0)]
-)
+@pytest.mark.parametrize(("unit", "factor"), [("micrometer", 1e-3), ("meter", 1e3), ("millimeter", 1.0), (None, 1.0)])
 def test_scale_translation_and_units_make_the_affine(
     tmp_path: Path, version: str, unit: str | None, factor: float
 ) -> None:
@@ -126,9 +122,7 @@ def test_kept_affine_is_used_where_it_agrees(tmp_path: Path) -> None:
     assert np.array_equal(header.affine, AFFINE)
     assert header.warnings == ()
     micrometres = [1e3 * s for s in scale]
-    folder = write_ome(
-        tmp_path / "b", VOXELS, scale=micrometres, unit="micrometer", maskmill=kept, version="0.4"
-    )
+    folder = write_ome(tmp_path / "b", VOXELS, scale=micrometres, unit="micrometer", maskmill=kept, version="0.4")
     assert np.array_equal(read_whole(ome(folder))[1].affine, AFFINE)
 
 
