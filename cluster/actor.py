@@ -45,10 +45,11 @@ def versions() -> Versions:
     return tuple(named)
 
 
-def mismatch(ours: Versions, theirs: Versions) -> str | None:
+def mismatch(our_versions: Versions, theirs: Versions) -> str | None:
     """One line that names every difference, or None."""
-    here = dict(ours)
-    unlike = [f"{name} {value} (driver: {here.get(name)})" for name, value in theirs if here.get(name) != value]
+    ours = dict(our_versions)
+    odd = [(name, value) for name, value in theirs if ours.get(name) != value]
+    unlike = [f"{name} {value} (driver: {ours.get(name)})" for name, value in odd]
     if not unlike:
         return None
     return f"a node of the Ray cluster has {', '.join(unlike)}; install the same versions on every node"

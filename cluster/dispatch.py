@@ -85,9 +85,7 @@ class Dispatch:
     attempt.
     """
 
-    def __init__(
-        self, pool: Pool, works: Iterable[tuple[Any, ...]], stop: threading.Event, attempts: int
-    ) -> None:
+    def __init__(self, pool: Pool, works: Iterable[tuple[Any, ...]], stop: threading.Event, attempts: int) -> None:
         self.pool, self.stop, self.attempts = pool, stop, attempts
         self.works = works
         self.todo: deque[Job] = deque()
@@ -113,13 +111,19 @@ class Dispatch:
             self.pool.drop_busy()
 
     def _hand_out(self) -> None:
-        """Give every job that may go now to the member with least to do, those that go alone first."""
+        """Give every job that may go now to the member with least to do, those that go alone first.
+
+        Nothing waits behind a running block while it could be the first of an actor that is starting.
+        """
         now = time.monotonic()
         free = [member for member in self.pool.members if member.ready]
+        starting = len(self.pool.members) - len(free)
         for job in sorted(self.todo, key=lambda job: not job.alone):
             if job.due > now:
                 continue
             takers = [member for member in free if member.takes(job)]
+            if len(self.todo) <= starting:
+                takers = [member for member in takers if not member.flying]
             if takers:
                 member = min(takers, key=lambda member: len(member.flying))
                 if self.pool.give(member, job):

@@ -61,9 +61,7 @@ class RayEngine:
                 "enable_task_events": False,
             }
             patience = start_timeout or (120.0 if address is None else 900.0)
-            self._pool = Pool(
-                spec, worker, workers=self.workers, options=options, boots=boots, patience=patience
-            )
+            self._pool = Pool(spec, worker, workers=self.workers, options=options, boots=boots, patience=patience)
         except BaseException:
             self._session.close()
             raise
@@ -92,9 +90,7 @@ class RayEngine:
                 raise refused(answer)
             baseline: Baseline = answer
             return baseline
-        raise StudyError(
-            "crash", f"the worker died {self._attempts} times while it measured one batch of tiles"
-        )
+        raise StudyError("crash", f"the worker died {self._attempts} times while it measured one batch of tiles")
 
     def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Receipt | Failure]:
         """One outcome for every block of `works`, in the order in which they end.

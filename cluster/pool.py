@@ -198,6 +198,7 @@ class Pool:
 
     def _dying(self) -> Exception:
         what = f"{self._useless} in a row died while they loaded or idled{self._last_words}"
+        self._useless = 0
         if self._ever_ready:
             return StudyError("crash", f"workers keep dying: {what}")
         return UsageError(f"no worker could start: {what}")

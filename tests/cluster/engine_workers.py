@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,11 @@ def begun(folder: Path, name: str) -> int:
 def act(name: str, argument: Any, times: int) -> None:
     if name == "sleep":
         time.sleep(argument)
+    elif name == "busy":  # with a child process, without ever giving Ray or a signal a chance
+        subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({argument})"])
+        end = time.monotonic() + argument
+        while time.monotonic() < end:
+            pass
     elif name == "die" or (name == "die once" and times == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "exit":
