@@ -60,13 +60,13 @@ def engine_of(job: Job) -> EngineFactory:
 
 def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
     """Plan each study from its header, after one tile has run on the engine. 1 if one cannot be planned."""
-    from pipeline.prepare import plan_only
+    from pipeline.prepare import measure, plan_only
     from pipeline.start import find, memory_budget, resolve_method
 
     job = make_job(settings)
     method, found = resolve_method(job), find(job)
     with engine_of(job)(method.spec) as engine:
-        baseline = engine.measure(method.window, len(method.card.channels))
+        baseline = measure(engine, method)
         workers = engine.workers
     share = max(1, -(-workers // len(found.studies)))
     budget = memory_budget(job, workers)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import segmodels
-from pipeline.errors import UsageError
 from pipeline.job import make_job
 
 
@@ -39,14 +38,12 @@ def show_command(name: str) -> None:
 def check_command(path: str) -> None:
     """Load a model and run one tile of it; raises what is wrong, in one line."""
     from pipeline.engine import SerialEngine
+    from pipeline.prepare import measure
     from pipeline.start import resolve_method
 
     method = resolve_method(make_job({"inputs": ["-"], "model": path, "engine": "serial"}))
     with SerialEngine(method.spec) as engine:
-        try:
-            baseline = engine.measure(method.window, len(method.card.channels))
-        except RuntimeError as error:
-            raise UsageError(f"model: the network fails on a tile of {list(method.window)}: {error}") from None
+        baseline = measure(engine, method)
     card = method.card
     print(
         f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.window)}, "

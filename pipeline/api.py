@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from .engine import Engine, SerialEngine, WorkerSpec
 from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
-from .prepare import plan_only
+from .prepare import measure, plan_only
 from .run import Progress, Run
 from .start import claim_out, find, memory_budget, resolve_method
 from .summary import References, Summary, finish, write_run
@@ -36,12 +38,16 @@ def run_blocks(
 ) -> None:
     """Drive a run to its end on an engine: measure, prepare, compute, publish each study as it gets whole."""
     publish = publish or run.publish
-    with engine(run.method.spec) as workers:
-        run.measure(workers)
-        for outcome in workers.run(run.works(), run.stop):
-            run.take(outcome)
-            run.settle(publish)
-            observe(run)
+    with ExitStack() as stack:
+        # Workers start when the first study needs them: a run with nothing to do never loads the model.
+        run.workers_on_demand(lambda: stack.enter_context(engine(run.method.spec)))
+        works = run.works()
+        first = next(works, None)
+        if first is not None:
+            for outcome in run.engine().run(chain([first], works), run.stop):
+                run.take(outcome)
+                run.settle(publish)
+                observe(run)
     if not run.stop.is_set():
         run.settle(publish)
     observe(run)
@@ -76,7 +82,7 @@ def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **setting
     job = make_job(_settings(inputs, model) | {"engine": "serial"} | settings)
     method, found = resolve_method(job), find(job)
     with SerialEngine(method.spec) as engine:
-        baseline = engine.measure(method.window, len(method.card.channels))
+        baseline = measure(engine, method)
     workers = job.workers or 1
     share = max(1, -(-workers // len(found.studies)))
     budget = memory_budget(job, workers)

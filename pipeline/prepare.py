@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import ledger, ome, results, store
-from .engine import Baseline, BlockTask
-from .errors import StudyError
+from .engine import Baseline, BlockTask, Engine
+from .errors import StudyError, UsageError
 from .grid import Shards, Triple, make_grid
 from .ingest import Image, stage_image
 from .planning import Needs, Plan, make_plan
@@ -23,10 +23,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maskmill")
 
 
-def prepare(run: Run, progress: Progress) -> list[BlockTask]:
-    """Bring one study to where its blocks can run; gives the blocks that are not done yet.
+def measure(engine: Engine, method: Method) -> Baseline:
+    """What a worker of `engine` takes before any block. Raises UsageError where the model cannot run one tile."""
+    try:
+        return engine.measure(method.window, len(method.card.channels))
+    except (StudyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"model: one batch of tiles of {list(method.window)} does not run: {reason}") from error
 
-    None where the same result stands in OUT already, or is being made under another name. Raises StudyError.
+
+def take_in(run: Run, progress: Progress) -> bool:
+    """Read one study, find its key and give it its place in OUT; says whether blocks have to be planned.
+
+    They have not where the same result stands in OUT already, or is being made under another name. Raises StudyError.
     """
     began = time.perf_counter()
     location = progress.key
@@ -39,9 +48,7 @@ def prepare(run: Run, progress: Progress) -> list[BlockTask]:
     progress.seconds["ingest"] = time.perf_counter() - began
     for warning in image.header.warnings:
         logger.warning(warning, extra={"key": progress.key})
-    if _is_known(run, progress):
-        return []
-    return _plan(run, progress, image)
+    return not _is_known(run, progress)
 
 
 def _check_channels(method: Method, image: Image) -> None:
@@ -86,8 +93,11 @@ def _is_known(run: Run, progress: Progress) -> bool:
     return True
 
 
-def _plan(run: Run, progress: Progress, image: Image) -> list[BlockTask]:
+def plan_blocks(run: Run, progress: Progress) -> list[BlockTask]:
+    """Plan a study that was taken in; gives the blocks that are not done yet. Raises StudyError."""
     began = time.perf_counter()
+    image = progress.image
+    assert image is not None
     assert run.baseline is not None
     array = ome.open_array(image.level0)
     chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
 from .errors import Cause, StudyError
 from .ingest import Image, image_url
 from .job import Job
-from .prepare import prepare, tiles_of
+from .prepare import measure, plan_blocks, take_in, tiles_of
 from .sources import Found, Study
 from .start import Method, memory_budget, new_run_id
 
@@ -69,14 +69,23 @@ class Run:
         self.twins: list[Progress] = []  # of the same content as another study: they wait for it
         self.baseline: Baseline | None = None
         self.budget, self.workers = 0, 1
+        self._engine: Engine | None = None
+        self._start: Callable[[], Engine]
 
     # -- preparing -------------------------------------------------------------------------------------------------
 
-    def measure(self, engine: Engine) -> None:
-        """Let the engine's workers say what they take before any block: plans stand on it."""
-        self.workers = engine.workers
-        self.budget = memory_budget(self.job, engine.workers)
-        self.baseline = engine.measure(self.method.window, len(self.method.card.channels))
+    def workers_on_demand(self, start: Callable[[], Engine]) -> None:
+        """How to start the workers, once the first study needs a plan."""
+        self._start = start
+
+    def engine(self) -> Engine:
+        """The workers, started if need be; what they say they take before any block is what plans stand on."""
+        if self._engine is None:
+            self._engine = engine = self._start()
+            self.workers = engine.workers
+            self.budget = memory_budget(self.job, engine.workers)
+            self.baseline = measure(engine, self.method)
+        return self._engine
 
     def _chosen(self, studies: list[Study]) -> list[Study]:
         """The studies this run takes up: all, or with `retry_failed` those that failed before."""
@@ -106,16 +115,30 @@ class Run:
             yield tuple(waiting)
 
     def _prepared(self, progress: Progress) -> list[BlockTask]:
+        """The blocks of one study that are not done yet; none where it needs no work or was set aside."""
+        needed = False
+        with self._set_aside(progress, "reading"):
+            needed = take_in(self, progress)
+        if not needed:
+            return []
+        self.engine()  # its failure is the run's, not this study's
+        tasks: list[BlockTask] = []
+        with self._set_aside(progress, "planning"):
+            tasks = plan_blocks(self, progress)
+        return tasks
+
+    @contextmanager
+    def _set_aside(self, progress: Progress, stage: str) -> Iterator[None]:
+        """What goes wrong inside is this study's failure and costs no other study its night."""
         try:
-            return prepare(self, progress)
+            yield
         except StudyError as error:
             self.fail(progress, error)
         except OSError as error:
-            self.fail(progress, StudyError("storage", f"reading or writing failed: {error.strerror}"))
-        except Exception as error:  # a fault of ours must not cost the other studies their night
-            logger.exception("preparing failed", extra={"key": progress.key})
-            self.fail(progress, StudyError("crash", f"preparing failed: {type(error).__name__}"))
-        return []
+            self.fail(progress, StudyError("storage", f"{stage} failed: {error.strerror or 'i/o error'}"))
+        except Exception as error:
+            logger.exception("%s failed", stage, extra={"key": progress.key})
+            self.fail(progress, StudyError("crash", f"{stage} failed: {type(error).__name__}"))
 
     def workers_for_one(self) -> int:
         """Whole studies to workers first; only where there are fewer studies than workers are studies shared."""
@@ -185,15 +208,8 @@ class Run:
 
     def publish(self, progress: Progress) -> None:
         """Publish one whole study; a failure here is that study's alone."""
-        try:
+        with self._set_aside(progress, "publishing"):
             self._publish(progress)
-        except StudyError as error:
-            self.fail(progress, error)
-        except OSError as error:
-            self.fail(progress, StudyError("storage", f"publishing failed: {error.strerror}"))
-        except Exception as error:
-            logger.exception("publishing failed", extra={"key": progress.key})
-            self.fail(progress, StudyError("crash", f"publishing failed: {type(error).__name__}"))
 
     def _publish(self, progress: Progress) -> None:
         labels = self.labels_of(progress)
