@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -182,8 +183,13 @@ def guarded(command: Callable[[], Any]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The script `maskmill`."""
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -35,6 +35,7 @@ def segment_job(job: Job) -> Summary:
     from .server import ServerError, prefect_server
 
     run = start_run(job)
+    _warn_of_threads(job, run.method.spec.runtime.threads)
     try:
         with run_log(run.out, run.id), ProgressLine() as line, prefect_server():
             from .segment import run_flow, stopping
@@ -43,6 +44,19 @@ def segment_job(job: Job) -> Summary:
                 return run_flow(run, engine_of(job), line.show)
     except ServerError as error:
         raise UsageError(f"the Prefect server of this command did not start: {error}") from None
+
+
+def _warn_of_threads(job: Job, threads: int) -> None:
+    """Too many threads together only cost time; the number is never changed, because labels depend on it."""
+    from segmodels.runtime import usable_cores
+
+    workers = job.workers or 1
+    if job.engine == "ray" and job.address is None and workers * threads > usable_cores():
+        print(
+            f"maskmill: {workers} workers of {threads} threads each share {usable_cores()} cores; "
+            f"--threads {max(1, usable_cores() // workers)} may be faster (unfinished work then starts anew)",
+            file=sys.stderr,
+        )
 
 
 def engine_of(job: Job) -> EngineFactory:

@@ -24,5 +24,9 @@ class StudyError(Exception):
         return self.message
 
 
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """The run was asked to stop while a study was being read: the study is neither done nor failed."""
+
+
 class UsageError(Exception):
     """Nothing could start: flags, job file, MODEL or OUT are not usable (exit code 2)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import ledger, ome, statistics, store
-from .errors import StudyError
+from .errors import Interrupted, StudyError
 from .geometry import ome_scale
 from .pyramid import build_pyramid
 from .sources import Header, Source, Study, digest_of, open_source
@@ -19,16 +20,19 @@ STATISTICS_VOXELS = 1 << 20
 
 @dataclass(frozen=True)
 class Image:
-    """A study on disk. `group`: its OME-Zarr; `statistics`: URL of its sums; `content`: digest of the source."""
+    """A study on disk. `group`: its OME-Zarr; `level0`: the path of its finest array in there; `statistics`: URL of
+    its sums; `content`: digest of the source.
+    """
 
     group: str
     statistics: str
     content: str
     header: Header
+    path: str = "0"
 
     @property
     def level0(self) -> str:
-        return store.join(self.group, "0")
+        return store.join(self.group, self.path)
 
 
 def image_url(out: str, name: str) -> str:
@@ -49,28 +53,32 @@ def known_content(out: str, study: Study) -> str | None:
     return content if content and store.exists(_statistics_url(out, content)) else None
 
 
-def stage_image(out: str, study: Study, *, volume: int | None, link: bool) -> tuple[Image, str | None]:
+def stage_image(
+    out: str, study: Study, *, volume: int | None, link: bool, stop: threading.Event
+) -> tuple[Image, str | None]:
     """Read the study. Gives its image and, where one had to be made, the hidden folder it waits in.
 
-    An image made of the same content is taken as it stands after the source's bytes were hashed. Raises StudyError.
+    An image made of the same content is taken as it stands after the source's bytes were hashed. Raises StudyError,
+    and Interrupted when `stop` is set meanwhile.
     """
     target = image_url(out, study.name)
+    link = link or store.local(target).is_symlink()  # once linked, a study stays linked
     known = known_content(out, study)
     with open_source(study, volume=volume) as source:
         header = source.header
         if known is not None and digest_of(study, volume=volume) == known:
             return Image(target, _statistics_url(out, known), known, header), None
         if link and study.kind == "ome-zarr":
-            content = _scan(out, source)
-            _link(study, target)
-            return Image(target, _statistics_url(out, content), content, header), None
+            path = _link(study, target)
+            content = _scan(out, source, stop)
+            return Image(target, _statistics_url(out, content), content, header, path), None
         staged = store.join(out, "images", f".{ledger.location_key(study.source)}.ome.zarr")
         store.delete(staged)
-        content = _write(out, source, staged, study.name)
+        content = _write(out, source, staged, study.name, stop)
     return Image(target, _statistics_url(out, content), content, header), staged
 
 
-def _write(out: str, source: Source, group: str, name: str) -> str:
+def _write(out: str, source: Source, group: str, name: str, stop: threading.Event) -> str:
     """Stream the source into an OME-Zarr at `group`; its own metadata is written last, so it is whole or not there."""
     header = source.header
     names = ome.axis_names(header.has_channel_axis)
@@ -80,6 +88,7 @@ def _write(out: str, source: Source, group: str, name: str) -> str:
     sums = _channel_sums(header)
     row = 0
     for slab in source.slabs(shards[0]):
+        _heed(stop)
         rows = slice(row, row + slab.shape[1])
         array[(..., rows, slice(None), slice(None))] = slab if header.has_channel_axis else slab[0]
         _add(sums, slab)
@@ -92,11 +101,17 @@ def _write(out: str, source: Source, group: str, name: str) -> str:
     return content
 
 
-def _scan(out: str, source: Source) -> str:
+def _heed(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Interrupted
+
+
+def _scan(out: str, source: Source, stop: threading.Event) -> str:
     """Digest and statistics of a source whose pixels stay where they are."""
     header = source.header
     sums = _channel_sums(header)
     for slab in source.slabs(_chunk_rows(header)):
+        _heed(stop)
         _add(sums, slab)
     content = source.digest()
     _keep_statistics(out, content, sums)
@@ -148,12 +163,10 @@ def _attributes(
     }
 
 
-def _link(study: Study, target: str) -> None:
-    """Let OUT's name for the study stand for the user's OME-Zarr itself."""
+def _link(study: Study, target: str) -> str:
+    """Let OUT's name for the study stand for the user's OME-Zarr itself; gives the path of its finest array."""
     path = store.local(target)
     source = store.local(study.parts[0]).resolve()
-    if path.resolve() == source:
-        return
     if path.exists() and not path.is_symlink():
         raise StudyError(
             "storage",
@@ -163,6 +176,14 @@ def _link(study: Study, target: str) -> None:
         raise StudyError(
             "input", "--images link needs an OME-Zarr 0.5 (Zarr v3) image; this one is older: run without it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.symlink_to(source, target_is_directory=True)
+    attributes = ome.read_attributes(str(source)) or {}
+    finest = str(attributes["ome"]["multiscales"][0]["datasets"][0]["path"])
+    if ome.open_array(store.join(str(source), finest)).ndim > 4:
+        raise StudyError(
+            "input", "--images link needs axes z,y,x or c,z,y,x; this image has a time axis: run without it"
+        )
+    if path.resolve() != source:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(source, target_is_directory=True)
+    return finest

@@ -39,7 +39,8 @@ def take_in(run: Run, progress: Progress) -> bool:
     """
     began = time.perf_counter()
     location = progress.key
-    image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=run.job.images == "link")
+    link = run.job.images == "link"
+    image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=link, stop=run.stop)
     progress.image = image
     progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
     _check_channels(run.method, image)
@@ -48,7 +49,7 @@ def take_in(run: Run, progress: Progress) -> bool:
     progress.seconds["ingest"] = time.perf_counter() - began
     for warning in image.header.warnings:
         logger.warning(warning, extra={"key": progress.key})
-    return not _is_known(run, progress)
+    return not _is_known(run, progress, image)
 
 
 def _check_channels(method: Method, image: Image) -> None:
@@ -65,7 +66,8 @@ def _make_room(run: Run, progress: Progress, image: Image, staged: str | None) -
     """Give the image its name; what stood there of other content moves aside, of other settings is withdrawn."""
     name = progress.study.name
     held = run.published.get(name)
-    if held is not None and held[1]["content"] != image.content:
+    linked = store.local(image.group).is_symlink() and staged is None
+    if held is not None and held[1]["content"] != image.content and not linked:
         results.move_aside(run.out, name, image.group, held[1]["content"])
         logger.info("content changed: the older result moved aside", extra={"key": progress.key})
     elif held is not None and held[0] != progress.key:
@@ -75,18 +77,18 @@ def _make_room(run: Run, progress: Progress, image: Image, staged: str | None) -
         store.move(staged, image.group)
 
 
-def _is_known(run: Run, progress: Progress) -> bool:
+def _is_known(run: Run, progress: Progress, image: Image) -> bool:
     """Whether the result is there, or comes from another study of this run with the same content."""
     twins = run.by_key.setdefault(progress.key, [])
     twins.append(progress)
     folder = ledger.folder(run.out, progress.key)
     record = ledger.published(folder, progress.study.name)
-    if record is not None:
+    if record is not None and run.method.card.name in ome.labels_listed(image.group):
         progress.record, progress.reused = record, True
         run.become_whole(progress)
     elif len(twins) > 1:
         run.twins.append(progress)
-    elif ledger.published_names(folder):
+    elif [name for name in ledger.published_names(folder) if name != progress.study.name]:
         run.become_whole(progress)
     else:
         return False

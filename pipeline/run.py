@@ -17,7 +17,7 @@ from typing import Any
 
 from . import ledger, results, store
 from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
-from .errors import Cause, StudyError
+from .errors import Cause, Interrupted, StudyError
 from .ingest import Image, image_url
 from .job import Job
 from .prepare import measure, plan_blocks, take_in, tiles_of
@@ -124,7 +124,7 @@ class Run:
         self.engine()  # its failure is the run's, not this study's
         tasks: list[BlockTask] = []
         with self._set_aside(progress, "planning"):
-            tasks = plan_blocks(self, progress)
+            tasks += plan_blocks(self, progress)
         return tasks
 
     @contextmanager
@@ -132,6 +132,8 @@ class Run:
         """What goes wrong inside is this study's failure and costs no other study its night."""
         try:
             yield
+        except Interrupted:
+            pass
         except StudyError as error:
             self.fail(progress, error)
         except OSError as error:

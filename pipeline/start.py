@@ -17,6 +17,7 @@ from .errors import UsageError
 from .grid import Triple
 from .job import STITCHES, Job
 from .sources import Found, find_studies
+from .sweep import sweep
 
 if TYPE_CHECKING:
     from segmodels import Card, Model
@@ -140,6 +141,8 @@ def _check_tile(window: Triple, network: Network) -> None:
 
 def find(job: Job) -> Found:
     """The studies of a job, the first `limit` of them. Raises UsageError when there is none."""
+    if job.reference is not None and not store.exists(job.reference):
+        raise UsageError(f"the reference {job.reference} does not exist: give the folder of reference masks")
     found = find_studies(job.inputs, exclude=job.out)
     if not found.studies:
         reasons = "; ".join(f"{source}: {error}" for source, error in found.failures[:3])
@@ -165,6 +168,7 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
     except (OSError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"OUT {out} cannot be written: {reason}") from None
+    sweep(out)
     published = {
         study: (key, record) for key, study, record in ledger.all_published(out) if not record.get("superseded")
     }

@@ -91,7 +91,7 @@ def three_planes(
         strip.paste(pane, (corner[0] + (size - box[0]) // 2, (size - box[1]) // 2))
         _write(strip, corner, size, name, left, top)
     file = io.BytesIO()
-    strip.save(file, "PNG", optimize=True)
+    strip.save(file, "PNG", compress_level=3)
     return file.getvalue()
 
 

@@ -1,0 +1,57 @@
+"""What killed commands left in OUT, removed by the next one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from . import ome, store
+
+LOCK = ".lock"
+_held: dict[str, int] = {}  # one shared lock per OUT for as long as this process lives
+
+
+def sweep(out: str) -> None:
+    """Remove unfinished writes and images that were never taken in, unless another command works on `out` now.
+
+    Every command holds a shared lock on OUT/ledger/.lock while it lives; the kernel gives it back however it ends.
+    Who can get the lock for itself is alone.
+    """
+    root = store.local(out)
+    handle = _held.get(str(root.resolve()))
+    if handle is None:
+        handle = os.open(root / "ledger" / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        _held[str(root.resolve())] = handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_leftovers(root)
+    except OSError:
+        pass  # somebody else is at work, or this file system has no locks: leftovers stay, hidden
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for folder in ("images", "masks", "metrics", "report", "report/pictures", "runs"):
+        for path in (root / folder).glob(".*"):
+            if path.name.endswith(store.PARTIAL) or (folder == "images" and path.name.endswith(".ome.zarr")):
+                _remove(path)
+    for path in (root / "ledger").rglob(f".*{store.PARTIAL}"):
+        _remove(path)
+    for image in (root / "images").glob("*.ome.zarr"):
+        listed = ome.labels_listed(str(image))
+        for labels in (image / "labels").glob("*"):
+            if labels.is_dir() and labels.name not in listed:
+                for path in labels.rglob(f"*{store.PARTIAL}"):
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
