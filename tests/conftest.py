@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A shared machine is slow at times; how long an example takes says nothing about what it tests.
+settings.register_profile("maskmill", deadline=None)
+settings.load_profile("maskmill")
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,3 +31,35 @@ def shared() -> Path:
 def _private_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keys, compile caches and server templates of a test run stay out of the user's home."""
     os.environ.setdefault("MASKMILL_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nothing-left-out",
+        action="store_true",
+        default=bool(os.environ.get("MASKMILL_NOTHING_LEFT_OUT")),
+        help="fail when a test was skipped, but for want of a GPU; also MASKMILL_NOTHING_LEFT_OUT=1",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out and why, in few lines."""
+    reasons = Counter(_reason(report) for report in terminalreporter.getreports("skipped"))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}: {reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--nothing-left-out") and reporter is not None and session.exitstatus == 0:
+        left_out = [r for r in reporter.getreports("skipped") if "gpu" not in getattr(r, "keywords", {})]
+        if left_out:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why a test was skipped: the last part of what pytest keeps, (file, line, "Skipped: why")."""
+    where = report.longrepr
+    text = str(where[2]) if isinstance(where, tuple) else str(where)
+    return text.removeprefix("Skipped: ")
