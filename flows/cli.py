@@ -12,6 +12,9 @@ import typer
 
 from pipeline.errors import StudyError, UsageError
 
+# typer carries its own copy of click or uses an installed one, by version; its public classes tell which.
+CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
 app = typer.Typer(
     name="maskmill",
     help="Scans into masks and measurements, in bulk.",
@@ -154,10 +157,8 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
         given.pop("inputs", None)
     settings = read_job_file(arguments["job"]) if arguments["job"] else {}
     settings |= given
-    for name, flag in (("inputs", "INPUT"), ("model", "-m MODEL")) + (
-        (("out", "-o OUT"),) if "out" in arguments else ()
-    ):
-        if name not in settings:
+    for name, flag in (("inputs", "INPUT"), ("model", "-m MODEL"), ("out", "-o OUT")):
+        if name not in settings and name in arguments:
             raise UsageError(f"give {flag} (or {name!r} in a job file)")
     return settings
 
@@ -171,6 +172,9 @@ def guarded(command: Callable[[], Any]) -> int:
     except (UsageError, ModelError) as error:
         print(f"maskmill: {error}", file=sys.stderr)
         return 2
+    except CommandLineError as error:  # typer's own: an unknown flag, a missing value
+        error.show()
+        return error.exit_code
     except StudyError as error:
         print(f"maskmill: {error.cause}: {error}", file=sys.stderr)
         return 1
