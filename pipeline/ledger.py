@@ -102,6 +102,10 @@ def published(ledger: str, study: str) -> dict[str, Any] | None:
     return store.read_json(store.join(ledger, "published", study + ".json"))
 
 
+def forget_published(ledger: str, study: str) -> None:
+    store.delete(store.join(ledger, "published", study + ".json"))
+
+
 def published_names(ledger: str) -> list[str]:
     return [n.removesuffix(".json") for n in store.names(store.join(ledger, "published"))]
 

@@ -63,7 +63,12 @@ def level_factors(shape: Triple) -> list[Triple]:
 
 
 def create_array(
-    url: str, shape: Sequence[int], shards: Sequence[int], dtype: np.dtype[Any], names: Sequence[str]
+    url: str,
+    shape: Sequence[int],
+    shards: Sequence[int],
+    dtype: np.dtype[Any],
+    names: Sequence[str],
+    attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """A sharded level of a pyramid; leading axes (channel) are one to a shard."""
     lead = len(shape) - 3
@@ -78,6 +83,7 @@ def create_array(
         compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle)],
         fill_value=0,
         dimension_names=list(names),
+        attributes=attributes,
         overwrite=True,
     )
 
@@ -123,6 +129,15 @@ def read_attributes(url: str) -> dict[str, Any] | None:
     """Attributes of the Zarr v3 group at `url`, None where there is none."""
     document = store.read_json(store.join(url, "zarr.json"))
     return document.get("attributes", {}) if isinstance(document, dict) else None
+
+
+def made_for(labels: str) -> str | None:
+    """The study key that the label image or array at `labels` was made for, None where there is none.
+
+    Through a linked image labels of other content may come to stand at the same place.
+    """
+    key = (read_attributes(labels) or {}).get("maskmill", {}).get("key")
+    return key if isinstance(key, str) else None
 
 
 def labels_listed(image: str) -> list[str]:

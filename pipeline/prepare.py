@@ -81,14 +81,17 @@ def _is_known(run: Run, progress: Progress, image: Image) -> bool:
     """Whether the result is there, or comes from another study of this run with the same content."""
     twins = run.by_key.setdefault(progress.key, [])
     twins.append(progress)
-    folder = ledger.folder(run.out, progress.key)
-    record = ledger.published(folder, progress.study.name)
-    if record is not None and run.method.card.name in ome.labels_listed(image.group):
+    name, model = progress.study.name, run.method.card.name
+    record = ledger.published(ledger.folder(run.out, progress.key), name)
+    if record is not None and results.stands(run.out, name, progress.key, model):
         progress.record, progress.reused = record, True
         run.become_whole(progress)
-    elif len(twins) > 1:
+        return True
+    # Somebody took its labels away: they are made again, and until then it is not published.
+    ledger.forget_published(ledger.folder(run.out, progress.key), name)
+    if len(twins) > 1:
         run.twins.append(progress)
-    elif [name for name in ledger.published_names(folder) if name != progress.study.name]:
+    elif results.standing(run.out, progress.key, model) is not None:
         run.become_whole(progress)
     else:
         return False
@@ -147,13 +150,13 @@ def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[
     if (
         held is not None
         and (held["runtime_hash"], held["study"]) == (runtime.hash, study)
-        and store.exists(store.join(labels, "zarr.json"))
+        and ome.made_for(labels) == progress.key
     ):
         return set(plan.shards.indices()) - set(ledger.markers(folder, runtime.hash))
     store.delete(store.join(folder, "done"))
     ome.list_labels(image.group, [n for n in ome.labels_listed(image.group) if n != method.card.name])
     store.delete(store.join(image.group, "labels", method.card.name))
-    _create_labels(image.header, method, plan.shards, labels)
+    _create_labels(image.header, method, plan.shards, labels, progress.key)
     ledger.write_plan(
         folder,
         {
@@ -170,8 +173,8 @@ def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[
     return set(plan.shards.indices())
 
 
-def _create_labels(header: Header, method: Method, shards: Shards, url: str) -> None:
-    """The empty level 0 of a label image, not yet listed for readers."""
+def _create_labels(header: Header, method: Method, shards: Shards, url: str, key: str) -> None:
+    """The empty level 0 of a label image, not yet listed for readers. It says whose it is: see `ome.made_for`."""
     lead = (1,) if header.has_channel_axis else ()
     ome.create_array(
         url,
@@ -179,6 +182,7 @@ def _create_labels(header: Header, method: Method, shards: Shards, url: str) -> 
         shards.shard,
         label_dtype(method),
         ome.axis_names(header.has_channel_axis),
+        {"maskmill": {"key": key}},
     )
 
 

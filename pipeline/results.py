@@ -61,6 +61,18 @@ def mask_url(out: str, study: str, kind: str) -> str:
     return store.join(out, "masks", study + SUFFIXES[kind])
 
 
+def stands(out: str, study: str, key: str, model: str) -> bool:
+    """Whether the labels that the ledger calls published are there for readers."""
+    image = store.join(out, "images", study + ".ome.zarr")
+    return model in ome.labels_listed(image) and ome.made_for(store.join(image, "labels", model)) == key
+
+
+def standing(out: str, key: str, model: str, but: str | None = None) -> str | None:
+    """A name under which the result of `key` is published and stands, other than `but`; None where there is none."""
+    names = ledger.published_names(ledger.folder(out, key))
+    return next((name for name in names if name != but and stands(out, name, key, model)), None)
+
+
 def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Show a finished study to readers and record it. Gives the record; `facts` (timings and such) go into it."""
     seconds = dict(facts.get("seconds", {}))
@@ -148,7 +160,7 @@ def withdraw(out: str, study: str, key: str, image: str, name: str) -> None:
     store.delete(store.join(image, "labels", name))
     others = [n for n in ledger.published_names(ledger.folder(out, key)) if n != study]
     if others:
-        store.delete(store.join(ledger.folder(out, key), "published", study + ".json"))
+        ledger.forget_published(ledger.folder(out, key), study)
     else:
         store.delete(ledger.folder(out, key))
 
@@ -170,5 +182,5 @@ def move_aside(out: str, study: str, image: str, content: str) -> str:
         if name == study and record["content"] == content:
             folder = ledger.folder(out, key)
             ledger.write_published(folder, aside, {**record, "study": aside, "superseded": True})
-            store.delete(store.join(folder, "published", study + ".json"))
+            ledger.forget_published(folder, study)
     return aside

@@ -234,11 +234,11 @@ class Run:
         logger.info("published", extra={"key": progress.key})
 
     def _copy_from_twin(self, labels: results.Labels) -> None:
-        """Labels of the same content that were made under another name are copied, not computed."""
-        plan = ledger.read_plan(labels.ledger)
-        if plan is None or plan["study"] == labels.study:
+        """Labels of the same content that stand published under another name are copied, not computed."""
+        twin = results.standing(self.out, labels.key, labels.name, but=labels.study)
+        if twin is None:
             return
-        source = store.join(image_url(self.out, plan["study"]), "labels", labels.name, "0")
+        source = store.join(image_url(self.out, twin), "labels", labels.name, "0")
         store.delete(store.join(labels.group, "0"))
         store.copy(source, store.join(labels.group, "0"))
 
