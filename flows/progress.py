@@ -17,8 +17,8 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self.live: Any = None
-        self.shown = time.monotonic()
-        self.began = time.monotonic()
+        self.shown = self.began = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when the first result came, and the share done by then
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -46,17 +46,25 @@ class ProgressLine:
     def show(self, run: Run) -> None:
         """Bring what is shown up to date."""
         fraction = run.fraction_done()
+        if self.first is None:
+            self.first = time.monotonic(), fraction
         if self.live is not None:
             self.live.update(self.bar, completed=fraction, description=_studies(run))
         elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = time.monotonic()
-            gone = self.shown - self.began
-            left = f", about {gone / fraction - gone:.0f} s left" if fraction > 0 else ""
+            left = self._left(fraction)
             print(
-                f"{_studies(run)}, {fraction:.0%} of the tiles, {gone:.0f} s{left}",
+                f"{_studies(run)}, {fraction:.0%} of the tiles, {self.shown - self.began:.0f} s"
+                + (f", about {left:.0f} s left" if left is not None else ""),
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _left(self, fraction: float) -> float | None:
+        """Seconds that are left at the rate since the first result: what came before was start-up."""
+        if self.first is None or fraction <= self.first[1]:
+            return None
+        return (time.monotonic() - self.first[0]) * (1 - fraction) / (fraction - self.first[1])
 
 
 def _studies(run: Run) -> str:
