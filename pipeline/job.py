@@ -149,4 +149,7 @@ def read_job_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UsageError(f"the job file {path} must hold settings as 'name: value' lines")
-    return {key.replace("-", "_"): value for key, value in settings.items()}
+    settings = {key.replace("-", "_"): value for key, value in settings.items()}
+    if "input" in settings and "inputs" not in settings:
+        settings["inputs"] = settings.pop("input")
+    return settings
