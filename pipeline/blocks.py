@@ -164,7 +164,8 @@ class BlockRun:
             _, y, x = box.shift((0, -self.box.start[1], -self.box.start[2])).slices
             labels = self.rows[: box.shape[0], y, x]
             write_shard(self.labels, task.labels, index, box, labels)
-            intensity = self.image[(0,) * (self.image.ndim - 3) + box.slices] if labels.any() else None
+            channel = (0,) * (self.image.ndim - 3)
+            intensity = ome.read(self.image, channel + box.slices) if labels.any() else None
             ledger.write_marker(task.ledger, index, self.runtime.hash, shard_statistics(labels, intensity, box.start))
 
     @contextmanager

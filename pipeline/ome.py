@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from . import store
+from .errors import StudyError
 from .grid import Triple
 
 VERSION = "0.5"
@@ -70,7 +71,10 @@ def create_array(
     names: Sequence[str],
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
-    """A sharded level of a pyramid; leading axes (channel) are one to a shard."""
+    """A sharded level of a pyramid; leading axes (channel) are one to a shard.
+
+    Every chunk carries its checksum: bytes that rot on a disk are found when they are read, not computed with.
+    """
     lead = len(shape) - 3
     chunks = chunk_shape((shards[-3], shards[-2], shards[-1]))
     shuffle = "bitshuffle" if dtype.itemsize > 1 else "noshuffle"
@@ -80,7 +84,7 @@ def create_array(
         dtype=dtype,
         shards=(1,) * lead + tuple(shards),
         chunks=(1,) * lead + chunks,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle)],
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()],
         fill_value=0,
         dimension_names=list(names),
         attributes=attributes,
@@ -90,6 +94,19 @@ def create_array(
 
 def open_array(url: str, mode: str = "r") -> zarr.Array[Any]:
     return zarr.open_array(store.local(url), mode=mode)
+
+
+def read(array: Any, selection: tuple[Any, ...]) -> np.ndarray:
+    """A part of an array. Raises StudyError("storage") where its bytes are damaged."""
+    try:
+        part: np.ndarray = array[selection]
+    except (ValueError, RuntimeError) as error:  # what codecs raise
+        raise StudyError(
+            "storage",
+            f"what is stored of it in OUT is damaged ({error}): check the disk, remove its folder from OUT/images and "
+            "run again, it is then read anew",
+        ) from error
+    return part
 
 
 def axis_names(channel_axis: bool) -> list[str]:

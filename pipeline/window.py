@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StudyError
+from . import ome
 from .grid import Box, Triple
 from .normalize import Affine
 
@@ -72,10 +72,7 @@ class InputWindow:
         if chunk_row != self.chunk_row:
             self.raw = np.zeros((0,))  # give the old rows back before the new ones come
             rows = slice(chunk_row * self.chunk_rows, (chunk_row + 1) * self.chunk_rows)
-            try:
-                raw = self.image[(..., rows, self.y, self.x)]
-            except (ValueError, RuntimeError) as error:  # what codecs raise
-                raise StudyError("storage", f"the stored image cannot be decoded: {error}") from error
+            raw = ome.read(self.image, (..., rows, self.y, self.x))
             self.raw = raw if raw.ndim == 4 else raw[None]
             self.chunk_row = chunk_row
         return self.raw[:, z - chunk_row * self.chunk_rows]

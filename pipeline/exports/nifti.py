@@ -34,7 +34,7 @@ def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any]
             with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
                 file.write(_header(shape, array.dtype, affine, facts).binaryblock + bytes(4))
                 for z in range(0, shape[0], rows):
-                    slab = array[(0,) * len(lead) + (slice(z, z + rows),)]
+                    slab = ome.read(array, (0,) * len(lead) + (slice(z, z + rows),))
                     # NIfTI runs x fastest, as rows of z,y,x do.
                     file.write(np.ascontiguousarray(slab, array.dtype.newbyteorder("<")).data)
             raw.flush()

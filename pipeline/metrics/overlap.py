@@ -33,7 +33,7 @@ def confusion(labels: str, affine: np.ndarray, reference: Study) -> tuple[Confus
         _check_fit(source.header, shape, affine)
         z = 0
         for slab in source.slabs(rows):
-            predicted = array[(*lead, slice(z, z + slab.shape[1]))]
+            predicted = ome.read(array, (*lead, slice(z, z + slab.shape[1])))
             for pair, count in _count_pairs(predicted, slab[0]).items():
                 counts[pair] = counts.get(pair, 0) + count
             z += slab.shape[1]
