@@ -23,9 +23,11 @@ class Moments:
     def of(values: np.ndarray) -> Moments:
         if values.size == 0:
             return Moments()
-        values = values.astype(np.float64, copy=False)
-        mean = float(values.mean())
-        return Moments(int(values.size), mean, float(np.square(values - mean).sum()))
+        # Around the first value: exact where all are equal, and no digits lost to a large offset.
+        first = float(values.flat[0])
+        apart = values.astype(np.float64) - first
+        mean = float(apart.mean())
+        return Moments(int(values.size), first + mean, float(np.square(apart - mean).sum()))
 
     def merge(self, other: Moments) -> Moments:
         count = self.count + other.count
