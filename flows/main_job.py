@@ -126,6 +126,8 @@ def report_failures(summary: Summary) -> None:
             print(f"failed: {name}: {entry['cause']}: {entry['message']}", file=sys.stderr)
         elif entry["message"]:
             print(f"note: {name}: {entry['message']}", file=sys.stderr)
+    if summary.report is None:
+        print(f"maskmill: {summary.troubles[-1]}", file=sys.stderr)
 
 
 def _closing_line(summary: Summary) -> str:

@@ -40,7 +40,7 @@ class Job(BaseModel):
     workers: int | None = Field(None, ge=1, le=4096, description="default: one per GPU, else one")
     threads: int | None = Field(None, ge=1, le=1024, description="per worker; default: all cores")
     address: str | None = Field(None, description="an existing Ray cluster to join")
-    memory: int | None = Field(None, description="bytes per worker, such as 4GiB; default: 80 % of the machine's")
+    memory: int | None = Field(None, ge=1, description="bytes per worker, such as 4GiB; default: 80 % of the machine's")
     stitch: str | None = Field(None, description="gaussian or constant; default: the card's first")
     overlap: float | None = Field(None, ge=0, lt=1, description="share of a tile; default: the card's")
     tile: tuple[int, ...] | None = Field(None, description="voxels along z,y,x; default: the card's")
@@ -78,6 +78,11 @@ class Job(BaseModel):
                 value = [int(v) for v in re.split(r"[,x ]+", value.strip())]
             except ValueError:
                 raise ValueError(f"expected whole numbers such as 96,96,96, got {value!r}") from None
+        return value
+
+    @field_validator("tile")
+    @classmethod
+    def _not_flat(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and any(v < 1 for v in value):
             raise ValueError("a tile has at least one voxel along each axis")
         return value

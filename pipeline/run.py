@@ -269,16 +269,15 @@ class Run:
         progress.state, progress.cause, progress.message = "failed", error.cause, error.message
         progress.attempts = attempts
         logger.error(error.message, extra={"key": progress.key, "cause": error.cause})
-        ledger.write_failed(
-            ledger.folder(self.out, progress.key),
-            {
-                "study": progress.study.name,
-                "cause": error.cause,
-                "message": error.message,
-                "attempts": attempts,
-                "run": self.id,
-            },
-        )
+        record = {
+            "study": progress.study.name,
+            "cause": error.cause,
+            "message": error.message,
+            "attempts": attempts,
+            "run": self.id,
+        }
+        with suppress(OSError):  # a full disk must not end the night: the summary says it all the same
+            ledger.write_failed(ledger.folder(self.out, progress.key), record)
 
     def close(self) -> None:
         """What has no end by now was interrupted."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ledger, store
 from .engine import WorkerSpec
-from .errors import UsageError
+from .errors import StudyError, UsageError
 from .grid import Triple
 from .job import STITCHES, Job
 from .sources import Found, find_studies
@@ -143,7 +143,10 @@ def find(job: Job) -> Found:
     """The studies of a job, the first `limit` of them. Raises UsageError when there is none."""
     if job.reference is not None and not store.exists(job.reference):
         raise UsageError(f"the reference {job.reference} does not exist: give the folder of reference masks")
-    found = find_studies(job.inputs, exclude=job.out)
+    try:
+        found = find_studies(job.inputs, exclude=job.out)
+    except StudyError as error:
+        raise UsageError(f"OUT {job.out} cannot be written: {error}") from None
     if not found.studies:
         reasons = "; ".join(f"{source}: {error}" for source, error in found.failures[:3])
         raise UsageError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from . import ledger, store
@@ -17,6 +18,8 @@ from .report.build import build_report
 from .results import mask_url
 from .run import Progress, Run
 from .sources import Study, digest_of, find_studies
+
+logger = logging.getLogger("maskmill")
 
 PACKAGES = ("maskmill", "torch", "monai", "zarr", "numpy", "nibabel", "ray", "prefect")
 
@@ -36,11 +39,11 @@ class Summary:
     dice: dict[str, float | None]
     mean_dice: float | None
     studies: list[dict[str, Any]] = field(default_factory=list)
-    reference_misfits: int = 0
+    troubles: tuple[str, ...] = ()  # what went wrong beside the studies themselves
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
-        del document["reference_misfits"]
+        del document["troubles"]
         return document
 
     @property
@@ -48,7 +51,7 @@ class Summary:
         """0 all published, 1 something failed, 130 interrupted."""
         if self.interrupted:
             return 130
-        return 1 if self.failed or self.reference_misfits else 0
+        return 1 if self.failed or self.troubles else 0
 
 
 def write_run(run: Run) -> None:
@@ -99,11 +102,11 @@ class References:
         if reference is None or progress.image is None:
             return
         labels = run.labels_of(progress)
-        url = store.join(labels.ledger, "overlap", progress.study.name + ".json")
+        url = _overlap_url(run.out, progress.key, progress.study.name)
         held = store.read_json(url)
         if held is None or held["reference"] != digest_of(reference):
             counts, digest = confusion(store.join(labels.group, "0"), labels.affine, reference)
-            held = {"reference": digest, "confusion": counts}
+            held = {"reference": digest, "confusion": counts, "binary": is_binary_255([counts])}
             store.write_json(url, held)
         self.confusions[progress.study.name] = held["confusion"]
 
@@ -111,14 +114,14 @@ class References:
 def finish(run: Run, references: References) -> Summary:
     """Close the run: scores, tables, report, summary. Needs nothing that a crash could have taken."""
     run.close()
-    misfits = 0
+    troubles = []
     for progress in run.studies:
         if progress.state == "published":
             try:
                 references.compare(run, progress)
             except (StudyError, OSError) as error:
-                misfits += 1
                 progress.message = f"published without scores: {error}"
+                troubles.append(f"the reference of {progress.key} does not fit")
     binary = is_binary_255(list(references.confusions.values()))
     entries = [_entry(run, p, references.confusions.get(p.study.name), binary) for p in run.studies]
     entries += [_input_entry(source, error) for source, error in run.inputs_failed]
@@ -136,10 +139,15 @@ def finish(run: Run, references: References) -> Summary:
         dice=dice,
         mean_dice=sum(known) / len(known) if known else None,
         studies=entries,
-        reference_misfits=misfits,
     )
-    _write_all(run, summary)
-    return summary
+    try:
+        _write_all(run, summary)
+    except Exception as error:  # the masks stand, whatever becomes of the page about them
+        logger.exception("the tables and the report could not be written")
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        troubles.append(f"the tables and the report could not be written: {reason}")
+        summary = replace(summary, report=None)
+    return replace(summary, troubles=tuple(troubles))
 
 
 def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool) -> dict[str, Any]:
@@ -207,9 +215,20 @@ def _write_all(run: Run, summary: Summary) -> None:
     build_report(run.out, facts, studies, structures, messages, redraw)
 
 
+def _overlap_url(out: str, key: str, study: str) -> str:
+    return store.join(ledger.folder(out, key), "overlap", study + ".json")
+
+
+def _scored_before(out: str, key: str, study: str, record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A structure's row with the scores that an earlier run gave it, if one did."""
+    held = store.read_json(_overlap_url(out, key, study))
+    measured = scores(held["confusion"], row["label"], binary_255=held["binary"]) if held else {}
+    return {"study": study, "model": record["model"]["name"], **row, **measured}
+
+
 def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the studies and structures tables: all that OUT's ledger holds, with this run's scores on top."""
-    fresh = {(e["study"], r["label"]): r for e in summary.studies for r in e["structures"]}
+    fresh = {(e["study"], r["label"]): r for e in summary.studies for r in e["structures"] if "dice" in r}
     studies, structures = [], []
     for key, study, record in sorted(ledger.all_published(out), key=lambda found: found[1]):
         studies.append(
@@ -223,7 +242,7 @@ def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], lis
             }
         )
         for row in record["structures"]:
-            scored = fresh.get((study, row["label"]), {"study": study, "model": record["model"]["name"], **row})
+            scored = fresh.get((study, row["label"])) or _scored_before(out, key, study, record, row)
             structures.append(scored)
     for entry in summary.studies:
         if entry["state"] != "published":

@@ -98,7 +98,7 @@ def _is_dicom(path: str) -> bool:
 
 def _explicit_folder(given: str, path: str, skipped: str | None) -> Iterator[Candidate]:
     top = os.path.abspath(path)
-    if os.path.realpath(top) == skipped:
+    if os.path.realpath(top) in _results(skipped):
         yield given, StudyError("input", "it is the output folder; name the folder of the scans")
         return
     if looks_like_ome_zarr(top):
@@ -107,12 +107,22 @@ def _explicit_folder(given: str, path: str, skipped: str | None) -> Iterator[Can
     yield from _search(given, top, "", skipped, seen=set())
 
 
+def _results(out: str | None) -> tuple[str, ...]:
+    """The folders that are never an INPUT of a run that writes to `out`."""
+    return () if out is None else (out, os.path.join(out, "images"), os.path.join(out, "masks"))
+
+
+def is_out(folder: str) -> bool:
+    """Whether an earlier run wrote its results here: its images and masks are no new studies."""
+    return os.path.isfile(os.path.join(folder, "ledger", "out.json"))
+
+
 def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[str]) -> Iterator[Candidate]:
     """Everything below `top/inside`, sorted; each real folder once, so that loops of links end."""
     folder = os.path.join(top, inside) if inside else top
     shown = os.path.join(given, inside) if inside else given
     real = os.path.realpath(folder)
-    if real in seen or real == skipped:
+    if real in seen or real == skipped or (inside and is_out(folder)):
         return
     seen.add(real)
     try:
