@@ -145,7 +145,7 @@ class Dispatch:
             return
         done, _ = ray.wait(list(heads), num_returns=len(heads), timeout=0)
         for ref in done:
-            if not heads[ref].ready:
+            if ref == heads[ref].hello:  # a measurement on another thread may have welcomed it by now
                 self.pool.welcome(heads[ref])
             else:
                 yield from self._settle(heads[ref])

@@ -287,7 +287,7 @@ def test_thousands_of_small_blocks_are_no_burden(engine: RayEngine) -> None:
     [
         (Spec("refuse"), StudyError, "refused as asked"),
         (Spec("bug"), StudyError, "KeyError"),
-        (Spec("die"), UsageError, "no worker could start: 4 in a row died"),
+        (Spec("die"), UsageError, "no worker could start: 2 in a row died"),
     ],
 )
 def test_workers_that_cannot_start_are_an_error(
@@ -323,7 +323,7 @@ class _on_the_same_ray(RayEngine):  # noqa: N801
         from cluster.pool import Pool
 
         self.workers, self._attempts = 1, 3
-        self._pool = Pool(spec, WORKER, workers=1, options=options, boots=3, patience=patience)
+        self._pool = Pool(spec, WORKER, workers=1, options=options, boots=1, patience=patience)
 
     def close(self) -> None:
         self._pool.close()
