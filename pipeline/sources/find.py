@@ -28,8 +28,8 @@ _LATER_ENDINGS = (*VIDEO_ENDINGS, ".dcm", ".dicom", ".ima", ".png", ".jpg", ".jp
 def find_studies(inputs: Sequence[str], *, exclude: str | None) -> Found:
     """All studies that the INPUTs (files, folders, file:// URLs) name, each once, with unique names.
 
-    `exclude` (OUT) is not searched where it lies inside an INPUT. What cannot become a study is a failure
-    beside the others: (the path as the user knows it, StudyError("input")).
+    `exclude` (OUT) is not searched where it lies inside an INPUT, nor is the OUT of another run. What cannot
+    become a study is a failure beside the others: (the path as the user knows it, StudyError("input")).
     """
     skipped = None if exclude is None else os.path.realpath(_local_path(exclude))
     studies: list[Study] = []
@@ -48,6 +48,9 @@ def _candidates(given: str, skipped: str | None) -> Iterator[Candidate]:
     try:
         path = _local_path(given)
         mode = os.stat(path).st_mode
+        if _is_result(path, skipped):
+            yield given, StudyError("input", "it is the output folder; name the folder of the scans")
+            return
         if not stat.S_ISDIR(mode):
             yield _explicit_file(given, path, mode)
             return
@@ -98,22 +101,22 @@ def _is_dicom(path: str) -> bool:
 
 def _explicit_folder(given: str, path: str, skipped: str | None) -> Iterator[Candidate]:
     top = os.path.abspath(path)
-    if os.path.realpath(top) in _results(skipped):
-        yield given, StudyError("input", "it is the output folder; name the folder of the scans")
-        return
     if looks_like_ome_zarr(top):
         yield Study(study_name(os.path.basename(top)), given, (top,), "ome-zarr")
         return
     yield from _search(given, top, "", skipped, seen=set())
 
 
-def _results(out: str | None) -> tuple[str, ...]:
-    """The folders that are never an INPUT of a run that writes to `out`."""
-    return () if out is None else (out, os.path.join(out, "images"), os.path.join(out, "masks"))
+def _is_result(path: str, out: str | None) -> bool:
+    """Whether a path is OUT or one of the images and masks in it: a run does not read what it writes."""
+    if out is None:
+        return False
+    real = os.path.realpath(path)
+    return real == out or real.startswith((os.path.join(out, "images"), os.path.join(out, "masks")))
 
 
-def is_out(folder: str) -> bool:
-    """Whether an earlier run wrote its results here: its images and masks are no new studies."""
+def _is_out(folder: str) -> bool:
+    """Whether a run wrote its results here: its images and masks are no new studies of the folder around it."""
     return os.path.isfile(os.path.join(folder, "ledger", "out.json"))
 
 
@@ -122,7 +125,7 @@ def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[st
     folder = os.path.join(top, inside) if inside else top
     shown = os.path.join(given, inside) if inside else given
     real = os.path.realpath(folder)
-    if real in seen or real == skipped or (inside and is_out(folder)):
+    if real in seen or real == skipped or (inside and _is_out(folder)):
         return
     seen.add(real)
     try:

@@ -164,10 +164,19 @@ def test_out_inside_input_is_not_searched(tmp_path: Path) -> None:
     assert names(tmp_path / "in", exclude=tmp_path / "in/out") == ["a"]
     (tmp_path / "in/alias").symlink_to(tmp_path / "in/out")
     assert names(tmp_path / "in", exclude=tmp_path / "in/out") == ["a"]
-    assert names(tmp_path / "in/out/images", exclude=tmp_path / "in/out") == ["b"]
-    found = find_studies([str(tmp_path / "in/out")], exclude=str(tmp_path / "in/out"))
-    assert not found.studies
-    assert "output folder" in found.failures[0][1].message
+    for inside in (".", "images", "images/b.nii", "masks"):  # results are no scans of the run that writes them
+        found = find_studies([str(tmp_path / "in/out" / inside)], exclude=str(tmp_path / "in/out"))
+        assert not found.studies
+        assert "output folder" in found.failures[0][1].message
+    assert names(tmp_path / "in/out/images", exclude=tmp_path / "other") == ["b"]
+    touch(tmp_path / "in/scans/c.nii")
+    assert names(tmp_path / "in/scans", exclude=tmp_path / "in") == ["c"]
+
+
+def test_another_runs_out_inside_input_is_not_searched(tmp_path: Path) -> None:
+    touch(tmp_path / "in/a.nii", tmp_path / "in/out/masks/a.nii.gz", tmp_path / "in/out/ledger/out.json")
+    assert names(tmp_path / "in") == ["a"]
+    assert names(tmp_path / "in/out") == ["masks__a"]  # unless it is what was asked for
 
 
 def test_failures_stand_beside_the_others(tmp_path: Path) -> None:
