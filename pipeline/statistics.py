@@ -161,6 +161,7 @@ def bin_middles() -> np.ndarray:
     bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
     with np.errstate(invalid="ignore", over="ignore"):
         values = bits.view(np.float32).astype(np.float64)
+        values[np.isposinf(values)] = 2.0**128  # where the last finite bin ends
         middles = (values[:-1] + values[1:]) / 2
     return np.where(np.isfinite(middles), middles, 0.0)
 
