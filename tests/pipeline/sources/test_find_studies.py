@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -215,14 +218,30 @@ def test_a_pipe_or_nonsense_is_refused_at_once(tmp_path: Path) -> None:
     failure(tmp_path / ("n" * 300))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folder_is_a_failure_beside_the_others(tmp_path: Path) -> None:
-    touch(tmp_path / "in/a.nii", tmp_path / "in/locked/b.nii")
-    (tmp_path / "in/locked").chmod(0)
-    found = find_studies([str(tmp_path / "in")], exclude=None)
-    (tmp_path / "in/locked").chmod(0o700)
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up, for a while, root's right to read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_unreadable_folder_is_a_failure_beside_the_others() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        root = Path(folder)
+        root.chmod(0o755)
+        touch(root / "in/a.nii", root / "in/locked/b.nii")
+        assert names(root / "in") == ["a", "locked__b"]
+        (root / "in/locked").chmod(0)
+        with as_nobody():
+            found = find_studies([str(root / "in")], exclude=None)
+        (root / "in/locked").chmod(0o700)
     assert [s.name for s in found.studies] == ["a"]
-    assert found.failures[0][0] == str(tmp_path / "in/locked")
+    assert found.failures[0][0] == str(root / "in/locked")
 
 
 @pytest.mark.realdata
