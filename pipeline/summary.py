@@ -13,7 +13,7 @@ from typing import Any
 from . import ledger, store
 from .errors import StudyError
 from .metrics.overlap import Confusion, confusion, is_binary_255, scores
-from .metrics.tables import STAGES, write_tables
+from .metrics.tables import SCORES, STAGES, write_tables
 from .report.build import build_report
 from .results import mask_url
 from .run import Progress, Run
@@ -155,7 +155,8 @@ def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool)
     structures = []
     for row in (progress.record or {}).get("structures", []) if published else []:
         measured = scores(counts, row["label"], binary_255=binary) if counts is not None else {}
-        structures.append({"study": progress.study.name, "model": run.method.card.name, **row, **measured})
+        whose = {"study": progress.study.name, "model": run.method.card.name}
+        structures.append({**whose, **row, **dict.fromkeys(SCORES), **measured})
     kind = run.job.formats[0] if run.job.formats else None
     return {
         "study": progress.study.name,
@@ -219,6 +220,10 @@ def _overlap_url(out: str, key: str, study: str) -> str:
     return store.join(ledger.folder(out, key), "overlap", study + ".json")
 
 
+def _is_scored(row: Mapping[str, Any]) -> bool:
+    return any(row[name] is not None for name in SCORES)
+
+
 def _scored_before(out: str, key: str, study: str, record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """A structure's row with the scores that an earlier run gave it, if one did."""
     held = store.read_json(_overlap_url(out, key, study))
@@ -228,7 +233,7 @@ def _scored_before(out: str, key: str, study: str, record: Mapping[str, Any], ro
 
 def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the studies and structures tables: all that OUT's ledger holds, with this run's scores on top."""
-    fresh = {(e["study"], r["label"]): r for e in summary.studies for r in e["structures"] if "dice" in r}
+    fresh = {(e["study"], r["label"]): r for e in summary.studies for r in e["structures"] if _is_scored(r)}
     studies, structures = [], []
     for key, study, record in sorted(ledger.all_published(out), key=lambda found: found[1]):
         studies.append(
