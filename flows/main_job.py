@@ -124,8 +124,9 @@ def report_failures(summary: Summary) -> None:
         name = entry["study"] or _shown(entry["source"])
         if entry["state"] == "failed":
             print(f"failed: {name}: {entry['cause']}: {entry['message']}", file=sys.stderr)
-        elif entry["message"]:
-            print(f"note: {name}: {entry['message']}", file=sys.stderr)
+        for remark in [entry["message"], *entry["warnings"]] if entry["state"] == "published" else []:
+            if remark:
+                print(f"note: {name}: {remark}", file=sys.stderr)
     if summary.report is None:
         print(f"maskmill: {summary.troubles[-1]}", file=sys.stderr)
 

@@ -168,6 +168,7 @@ def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool)
         "mask": mask_url(run.out, progress.study.name, kind) if published and kind else None,
         "image": progress.image.group if progress.image and published else None,
         "structures": structures,
+        "warnings": list((progress.record or {}).get("warnings", [])),
     }
 
 
@@ -182,6 +183,7 @@ def _input_entry(source: str, error: StudyError) -> dict[str, Any]:
         "mask": None,
         "image": None,
         "structures": [],
+        "warnings": [],
     }
 
 
