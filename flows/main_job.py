@@ -121,7 +121,8 @@ def _print_plans(entries: list[dict[str, Any]], workers: int, budget: int) -> No
 def report_failures(summary: Summary) -> None:
     """One line per study that has no mask, and per mask that has a remark."""
     for entry in summary.studies:
-        name = entry["study"] or _shown(entry["source"])
+        # What gave no study is known to the user by its path.
+        name = entry["study"] if entry["image"] or entry["state"] == "interrupted" else _shown(entry["source"])
         if entry["state"] == "failed":
             print(f"failed: {name}: {entry['cause']}: {entry['message']}", file=sys.stderr)
         for remark in [entry["message"], *entry["warnings"]] if entry["state"] == "published" else []:

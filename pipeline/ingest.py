@@ -74,7 +74,11 @@ def stage_image(
             return Image(target, _statistics_url(out, content), content, header, path), None
         staged = store.join(out, "images", f".{ledger.location_key(study.source)}.ome.zarr")
         store.delete(staged)
-        content = _write(out, source, staged, study.name, stop)
+        try:
+            content = _write(out, source, staged, study.name, stop)
+        except BaseException:
+            store.delete(staged)  # half an image is of no use, and may be large
+            raise
     return Image(target, _statistics_url(out, content), content, header), staged
 
 

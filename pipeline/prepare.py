@@ -39,11 +39,11 @@ def take_in(run: Run, progress: Progress) -> bool:
     """
     began = time.perf_counter()
     location = progress.key
+    _check_channels(run.method, read_header(progress.study, run.method))
     link = run.job.images == "link"
     image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=link, stop=run.stop)
     progress.image = image
     progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
-    _check_channels(run.method, image)
     _make_room(run, progress, image, staged)
     ledger.clear_failed(ledger.folder(run.out, location))
     progress.seconds["ingest"] = time.perf_counter() - began
@@ -52,12 +52,12 @@ def take_in(run: Run, progress: Progress) -> bool:
     return not _is_known(run, progress, image)
 
 
-def _check_channels(method: Method, image: Image) -> None:
+def _check_channels(method: Method, header: Header) -> None:
     wanted = method.card.channels
-    if image.header.channels != len(wanted):
+    if header.channels != len(wanted):
         raise StudyError(
             "input",
-            f"the study has {image.header.channels} channel(s), the model {method.card.name} takes "
+            f"the study has {header.channels} channel(s), the model {method.card.name} takes "
             f"{len(wanted)} ({', '.join(wanted)})",
         )
 

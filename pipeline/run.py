@@ -22,6 +22,7 @@ from .ingest import Image, image_url
 from .job import Job
 from .prepare import measure, plan_blocks, take_in, tiles_of
 from .sources import Found, Study
+from .sources.names import study_name
 from .start import Method, memory_budget, new_run_id
 
 logger = logging.getLogger("maskmill")
@@ -280,7 +281,12 @@ class Run:
             ledger.write_failed(ledger.folder(self.out, progress.key), record)
 
     def close(self) -> None:
-        """What has no end by now was interrupted."""
+        """What has no end by now was interrupted; an INPUT that is no study stands in the ledger as failed too."""
+        for source, error in self.inputs_failed:
+            record = {"study": study_name(source.rstrip("/").rpartition("/")[2]), "attempts": 1, "run": self.id}
+            record |= {"cause": error.cause, "message": error.message}
+            with suppress(OSError):
+                ledger.write_failed(ledger.folder(self.out, ledger.location_key(source)), record)
         for progress in self.studies:
             if progress.state not in ("published", "failed"):
                 progress.state = "interrupted"

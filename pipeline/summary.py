@@ -18,6 +18,7 @@ from .report.build import build_report
 from .results import mask_url
 from .run import Progress, Run
 from .sources import Study, digest_of, find_studies
+from .sources.names import study_name
 
 logger = logging.getLogger("maskmill")
 
@@ -174,7 +175,7 @@ def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool)
 
 def _input_entry(source: str, error: StudyError) -> dict[str, Any]:
     return {
-        "study": None,
+        "study": study_name(source.rstrip("/").rpartition("/")[2]),
         "source": source,
         "key": ledger.location_key(source),
         "state": "failed",

@@ -33,8 +33,8 @@ def build_report(
         by_study.setdefault(row["study"], []).append(row)
     views = []
     for row in studies:
-        name = row["study"] or row["key"]
-        rows = by_study.get(name, [])
+        name = row["study"]
+        rows = by_study.get(name, []) if row["state"] == "published" else []
         picture = _picture(folder, out, row, rows, redraw) if row["state"] == "published" else None
         views.append(
             StudyView(
