@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline import ledger, store
+from pipeline import ledger, ome, store
 from pipeline.errors import UsageError
+from pipeline.ingest import image_url
 
 
 def status_command(out: str, *, as_json: bool) -> int:
@@ -40,7 +41,7 @@ def read_status(out: str) -> list[dict[str, Any]]:
         if failed is not None:
             facts = {name: failed[name] for name in ("study", "cause", "message", "attempts")}
             entries.append({"key": key, "state": "failed", **facts})
-        elif plan is not None and not ledger.published_names(folder):
+        elif plan is not None and not ledger.published_names(folder) and _stands(out, key, plan):
             done = len(ledger.markers(folder, plan["runtime_hash"]))
             entries.append(
                 {
@@ -52,3 +53,9 @@ def read_status(out: str) -> list[dict[str, Any]]:
                 }
             )
     return sorted(entries, key=lambda entry: (entry["study"] or "", entry["key"]))
+
+
+def _stands(out: str, key: str, plan: dict[str, Any]) -> bool:
+    """Whether the unfinished labels are still there: the study may have got other content since."""
+    labels = store.join(image_url(out, plan["study"]), "labels", plan["model"]["name"], "0")
+    return ome.made_for(labels) == key

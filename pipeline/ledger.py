@@ -123,6 +123,16 @@ def clear_failed(ledger: str) -> None:
     store.delete(ledger if ledger.rsplit("/", 1)[-1].startswith("u") else store.join(ledger, "failed.json"))
 
 
+def all_failed(out: str) -> dict[str, list[str]]:
+    """The keys under which each study stands as failed, by its name."""
+    found: dict[str, list[str]] = {}
+    for key in keys(out):
+        record = read_failed(folder(out, key))
+        if record is not None:
+            found.setdefault(record["study"], []).append(key)
+    return found
+
+
 def keys(out: str) -> Iterator[str]:
     """All study keys (and location keys) the ledger of `out` knows."""
     for name in store.names(store.join(out, "ledger")):

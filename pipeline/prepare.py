@@ -38,14 +38,13 @@ def take_in(run: Run, progress: Progress) -> bool:
     They have not where the same result stands in OUT already, or is being made under another name. Raises StudyError.
     """
     began = time.perf_counter()
-    location = progress.key
     _check_channels(run.method, read_header(progress.study, run.method))
     link = run.job.images == "link"
     image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=link, stop=run.stop)
     progress.image = image
     progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
     _make_room(run, progress, image, staged)
-    ledger.clear_failed(ledger.folder(run.out, location))
+    run.forget_failures(progress)
     progress.seconds["ingest"] = time.perf_counter() - began
     for warning in image.header.warnings:
         logger.warning(warning, extra={"key": progress.key})

@@ -63,6 +63,7 @@ class Run:
         self.published = published
         self.stop = threading.Event()
         self.began = time.time()
+        self.failed_before = ledger.all_failed(self.out)
         self.studies = [Progress(study, ledger.location_key(study.source)) for study in self._chosen(found.studies)]
         self.inputs_failed = found.failures
         self.by_key: dict[str, list[Progress]] = {}
@@ -92,12 +93,7 @@ class Run:
         """The studies this run takes up: all, or with `retry_failed` those that failed before."""
         if not self.job.retry_failed:
             return studies
-        failed = {
-            record["study"]
-            for key in ledger.keys(self.out)
-            if (record := ledger.read_failed(ledger.folder(self.out, key))) is not None
-        }
-        return [study for study in studies if study.name in failed]
+        return [study for study in studies if study.name in self.failed_before]
 
     def works(self) -> Iterator[Work]:
         """Prepare study after study; yield its blocks, small ones of several studies together up to a batch."""
@@ -279,9 +275,18 @@ class Run:
         }
         with suppress(OSError):  # a full disk must not end the night: the summary says it all the same
             ledger.write_failed(ledger.folder(self.out, progress.key), record)
+            self.forget_failures(progress)
+
+    def forget_failures(self, progress: Progress) -> None:
+        """What a study failed of before, when it had other content or its content could not be read."""
+        for key in self.failed_before.pop(progress.study.name, []):
+            if key != progress.key:
+                ledger.clear_failed(ledger.folder(self.out, key))
 
     def close(self) -> None:
         """What has no end by now was interrupted; an INPUT that is no study stands in the ledger as failed too."""
+        for given in set(self.job.inputs) - {progress.study.source for progress in self.studies}:
+            ledger.clear_failed(ledger.folder(self.out, ledger.location_key(given)))
         for source, error in self.inputs_failed:
             record = {"study": study_name(source.rstrip("/").rpartition("/")[2]), "attempts": 1, "run": self.id}
             record |= {"cause": error.cause, "message": error.message}

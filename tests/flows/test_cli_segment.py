@@ -23,7 +23,7 @@ FIELDS = {
     "mean_dice": (float, type(None)),
     "studies": list,
 }
-STUDY_FIELDS = ("study", "source", "key", "state", "cause", "message", "mask", "image", "structures")
+STUDY_FIELDS = ("study", "source", "key", "state", "cause", "message", "mask", "image", "structures", "warnings")
 STRUCTURE_FIELDS = {
     *("study", "model", "label", "structure", "voxels", "volume_ml", "mean", "std"),
     *("centroid_x_mm", "centroid_y_mm", "centroid_z_mm"),
@@ -100,7 +100,8 @@ def test_scores_stand_where_there_is_a_reference(folder: Path, first: Ended) -> 
 def test_stdout_holds_the_json_alone_and_stderr_a_line_per_bad_study(first: Ended) -> None:
     assert first.out.count("\n") == 1
     assert first.out.endswith("}\n")
-    assert first.lines("failed: ") == [f"failed: broken: input: {first.json['studies'][1]['message']}"]
+    broken = first.json["studies"][1]
+    assert first.lines("failed: ") == [f"failed: {broken['source']}: input: {broken['message']}"]
     *_, last = first.err.splitlines()
     assert last.startswith("2 of 3 studies published, 1 failed; 2 blocks; mean Dice 1.0000; ")
     assert last.endswith(f"report: {first.json['report']}")
