@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from segmodels.errors import ModelError
 
 from . import ledger, ome, statistics, store
 from .engine import BlockTask, Failure, Receipt, peak_rss, reset_peak_rss
@@ -48,11 +52,9 @@ def segment_blocks(
     for task in tasks:
         try:
             run = BlockRun(task, model, predictor, runtime)
-        except StudyError as error:
-            yield Failure(task.key, task.index, error.cause, error.message)
-            continue
-        except OSError as error:
-            yield Failure(task.key, task.index, "storage", f"reading failed: {error.strerror}")
+        except Exception as error:
+            known = typed(error)
+            yield Failure(task.key, task.index, known.cause, known.message)
             continue
         if batch and batch[0][0].predictor is not run.predictor:
             yield from _compute(batch, runtime)
@@ -81,9 +83,9 @@ def _compute(batch: list[tuple[BlockRun, Box]], runtime: Runtime) -> Iterator[Re
             run.read(tile, tiles[i].numpy())
     try:
         logits = live[0][0].predictor.predict(tiles)
-    except RuntimeError as error:  # torch's own kind, out of memory among them
+    except Exception as error:
         for run, _ in live:
-            run.fail(_network_error(error))
+            run.fail(typed(error))
     for i, (run, tile) in enumerate(live):
         if not run.over:
             with run.failing(), torch.inference_mode():
@@ -104,8 +106,7 @@ class BlockRun:
         channels = statistics.from_bytes(store.read(task.statistics))
         self.predictor = predictor.fit(channels[0])
         self.box = task.shards.box_of(task.range)
-        missing = [task.shards.box(index) for index in task.missing]
-        self.tiles = [tile for tile in task.grid.tiles_over(self.box) if any(tile.meets(box) for box in missing)]
+        self.tiles = tiles_needed(task)
         self.window_shape = tuple(t + 2 * m for t, m in zip(task.grid.tile, task.grid.margin, strict=True))
         image = ome.open_array(task.image)
         self.channels = len(channels)
@@ -173,10 +174,8 @@ class BlockRun:
         """Errors of one block end that block; the others of its batch go on."""
         try:
             yield
-        except StudyError as error:
-            self.fail(error)
-        except OSError as error:
-            self.fail(StudyError("storage", f"reading or writing failed: {error.strerror or 'i/o error'}"))
+        except Exception as error:
+            self.fail(typed(error))
 
     def _end(self, outcome: Receipt | Failure) -> None:
         self.outcome, self.over = outcome, True
@@ -192,11 +191,45 @@ class BlockRun:
         return outcome
 
 
-def _network_error(error: RuntimeError) -> StudyError:
-    text = str(error).splitlines()[0][:200]
-    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return StudyError("memory", f"the network ran out of memory on a batch of tiles: {text}; a smaller --tile")
-    return StudyError("model", f"the network failed on a batch of tiles: {text}")
+def tiles_needed(task: BlockTask) -> list[Box]:
+    """The tiles of a block, in raster order, that reach into a shard which is missing."""
+    shards, block = task.shards, task.shards.box_of(task.range)
+    missing = np.zeros(shards.counts, bool)
+    missing[tuple(np.transpose(task.missing))] = True
+    needed = []
+    for tile in task.grid.tiles_over(block):
+        inside = tile.clip(block)
+        reached = tuple(
+            slice(a // s, -(-b // s)) for a, b, s in zip(inside.start, inside.stop, shards.shard, strict=True)
+        )
+        if missing[reached].any():
+            needed.append(tile)
+    return needed
+
+
+def typed(error: Exception) -> StudyError:
+    """What ended a block, with its cause. Of errors that are not ours or torch's only the kind and place are told:
+    their text may quote a path.
+
+    Raises `error` again where this process can compute nothing any more: after any CUDA error but out of memory.
+    """
+    if isinstance(error, StudyError):
+        return error
+    if isinstance(error, ModelError):
+        return StudyError("model", str(error))
+    if isinstance(error, MemoryError):
+        return StudyError("memory", "the worker ran out of memory: a smaller --tile, or fewer workers")
+    if isinstance(error, RuntimeError):  # torch's kind
+        text = str(error).splitlines()[0][:200] if str(error) else "no reason given"
+        if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+            return StudyError("memory", f"the network ran out of memory on a batch of tiles: {text}; a smaller --tile")
+        if "CUDA error" in text:
+            raise error
+        return StudyError("model", f"the network failed on a batch of tiles: {text}")
+    if isinstance(error, OSError):
+        return StudyError("storage", f"reading or writing failed: {error.strerror or 'not found, or not readable'}")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return StudyError("crash", f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}")
 
 
 def label_row(sums: torch.Tensor, card: Any) -> np.ndarray:

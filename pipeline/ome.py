@@ -23,6 +23,10 @@ SHARD = (64, 128, 128)
 SLAB_BYTES = 64 << 20
 TOP_LEVEL = 256  # the pyramid ends when every axis is at most this long
 LEAST = 64  # an axis this short is not halved
+DAMAGED = (
+    "what is stored of it in OUT is damaged ({}): check the disk, remove its folder from OUT/images and run again, it "
+    "is then read anew"
+)
 
 
 def shard_shape(shape: Triple) -> Triple:
@@ -93,7 +97,11 @@ def create_array(
 
 
 def open_array(url: str, mode: str = "r") -> zarr.Array[Any]:
-    return zarr.open_array(store.local(url), mode=mode)
+    """The array at `url`. Raises StudyError("storage") where its metadata is damaged, OSError where it is not there."""
+    try:
+        return zarr.open_array(store.local(url), mode=mode)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError("storage", DAMAGED.format(type(error).__name__)) from error
 
 
 def read(array: Any, selection: tuple[Any, ...]) -> np.ndarray:
@@ -101,11 +109,7 @@ def read(array: Any, selection: tuple[Any, ...]) -> np.ndarray:
     try:
         part: np.ndarray = array[selection]
     except (ValueError, RuntimeError) as error:  # what codecs raise
-        raise StudyError(
-            "storage",
-            f"what is stored of it in OUT is damaged ({error}): check the disk, remove its folder from OUT/images and "
-            "run again, it is then read anew",
-        ) from error
+        raise StudyError("storage", DAMAGED.format(error)) from error
     return part
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from .errors import StudyError
 
 # Beyond this many distinct values an integer channel is binned as floats are (64 MiB of counts).
 MAX_DISTINCT = 1 << 22
@@ -181,6 +185,16 @@ def to_bytes(channels: list[ChannelStatistics]) -> bytes:
 
 
 def from_bytes(data: bytes) -> list[ChannelStatistics]:
+    """What `to_bytes` wrote. Raises StudyError("storage") where it is damaged."""
+    try:
+        return _channels(data)
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise StudyError(
+            "storage", f"the statistics stored with the image are damaged ({type(error).__name__})"
+        ) from error
+
+
+def _channels(data: bytes) -> list[ChannelStatistics]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         channels = []
         for i in range(len(arrays.files) // 4):
