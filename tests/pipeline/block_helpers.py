@@ -12,11 +12,13 @@ import torch
 
 import segmodels
 from pipeline import ledger, ome, statistics, store
+from pipeline.blocks import segment_blocks
 from pipeline.engine import BlockTask, Failure, Receipt
 from pipeline.grid import Box, Grid, Shards, Triple, make_grid
 from segmodels import Model
 from segmodels.card import parse
 from segmodels.network import Network
+from segmodels.predictor import Predictor, make_predictor
 from segmodels.runtime import Runtime
 
 THREADS = 1
@@ -96,8 +98,8 @@ class Stored:
         """(z, y, x)"""
         return np.asarray(ome.open_array(str(self.folder / "labels"))[(0,) * self.lead])
 
-    def marked(self) -> set[Triple]:
-        return set(ledger.markers(str(self.folder / "ledger"), runtime().hash))
+    def marked(self, batch: int = 1) -> set[Triple]:
+        return set(ledger.markers(str(self.folder / "ledger"), runtime(batch).hash))
 
     def emptied(self, folder: Path) -> Stored:
         """The same image with another, empty label image and ledger."""
@@ -150,6 +152,14 @@ class Analytic:
     def predict(self, tiles: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return self.function(tiles)
+
+
+def run(
+    tasks: Sequence[BlockTask], model: Model, batch: int = 1, predictor: Predictor | None = None
+) -> list[Receipt | Failure]:
+    """The outcomes of these blocks in one call, by the model's own network unless a predictor is given."""
+    predictor = predictor or make_predictor(model, runtime(batch))
+    return list(segment_blocks(tasks, model, predictor, runtime(batch)))
 
 
 def receipts(outcomes: Sequence[Receipt | Failure]) -> list[Receipt]:
