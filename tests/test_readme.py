@@ -1,0 +1,140 @@
+"""README and docs: what they tell people to type is typed here, what they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "docs/models.md", "docs/nightly.md", "docs/cluster.md")
+PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+SCRIPT = Path(sys.executable).with_name("maskmill")
+
+
+def blocks(document: str) -> Iterator[tuple[list[str], str]]:
+    """Words after the fence ("sh", "python not-run", ...) and text of each fenced block."""
+    text = (ROOT / document).read_text()
+    for words, body in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield words.split(), body
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with scans/ in it, as the documents assume."""
+    for number in range(2):
+        voxels = np.random.default_rng(number).normal(100, 20, (40, 30, 20)).astype(np.int16)
+        path = tmp_path / "scans" / f"site{number}" / "t1.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 2, 1])), path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_the_documents_say_to_type_works(document: str, folder: Path) -> None:
+    ran = 0
+    for words, body in blocks(document):
+        if words == ["sh"]:
+            for line in body.splitlines():
+                command = shlex.split(line, comments=True)
+                if command[:1] == ["maskmill"]:
+                    run([str(SCRIPT), *command[1:]], folder)
+                elif command[:1] == ["make"]:
+                    run(["make", "-n", *command[1:]], ROOT)
+                else:
+                    assert command[:1] in ([], ["."]), f"{document}: what is to be done with {line!r}?"
+        elif words == ["python"]:
+            run([sys.executable, "-c", body], folder)
+        else:
+            check_unrun(words, body)
+        ran += 1
+    assert ran
+
+
+def run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+
+
+def check_unrun(words: list[str], body: str) -> None:
+    """What cannot be run here: its flags and settings exist, its code compiles."""
+    if words[0] == "python":
+        compile(body, "document", "exec")
+    elif words[0] == "yaml":
+        import yaml
+
+        from pipeline.job import make_job
+
+        make_job(yaml.safe_load(body))
+    elif words[0] in ("sh", "crontab", "ini"):
+        for command in re.findall(r"\bmaskmill (segment .*)", body):
+            help_text = subprocess.run([SCRIPT, "segment", "--help"], capture_output=True, text=True, check=True).stdout
+            for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", command):
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_text), f"{flag} is no flag of segment"
+    else:
+        raise AssertionError(f"a block of kind {words} is not checked")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_tests_that_are_named_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for path, test in re.findall(
+        r"((?:tests|pipeline|segmodels|cluster|flows|benchmarks)/[\w/]+\.py)(?:::(\w+))?", text
+    ):
+        assert (ROOT / path).is_file(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_make_knows_what_the_documents_call() -> None:
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for targets in re.findall(r"`make ([a-z ]+)", (ROOT / page).read_text()):
+            assert set(targets.split()) <= known, targets
+
+
+def test_every_guarantee_names_its_test() -> None:
+    guarantees = (ROOT / "README.md").read_text().split("## Guarantees")[1].split("\n## ")[0]
+    rows = [line for line in guarantees.splitlines() if line.startswith("| **")]
+    assert len(rows) == 7
+    assert all("tests/" in row for row in rows)
+
+
+def test_the_memory_formula_of_the_documents_is_the_one_that_runs() -> None:
+    """The table of docs/engine.md, evaluated, against `arrays_bytes`."""
+    from pipeline.grid import Shards, make_grid
+    from pipeline.planning import Needs, arrays_bytes
+
+    cells = re.findall(r"^\| [\w ]+ \| ([^|]+) \|[^|]*\|$", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
+    formulas = [c for c in cells if c.strip() not in ("bytes", "---")]
+    assert len(formulas) == 7
+    shape, window, margin = (300, 400, 500), (60, 70, 80), (4, 4, 4)
+    grid, shards = make_grid(shape, window, 0.5, margin), Shards(shape, (64, 128, 128))
+    needs = Needs(2, 5, 2, (64, 64, 64), 1, False)
+    h, w = (n + 2 * (t - 1) + 8 for n, t in ((128, 62), (256, 72)))
+    values = {
+        "C": 2, "K": 5, "d": 60, "D": 52, "R": 128, "H": 128, "W": 256, "h": h, "w": w, "s": 2, "r": 64,
+        "q": 64**3, "l": 1,
+    }  # fmt: skip
+    total = sum(eval(python_of(formula), {"min": min}, dict(values)) for formula in formulas)  # noqa: S307  our own text
+    assert sum(arrays_bytes((128, 256), 128, grid, shards, needs)) == total
+
+
+def python_of(formula: str) -> str:
+    """`4 C d h w` as `4*C*d*h*w`; `x` and a space multiply."""
+    text = re.sub(r"\s+x\s+", " ", formula.strip())
+    return re.sub(r"(?<=[\w)])\s+(?=[\w(])", "*", text)
