@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StudyError, UsageError
 from pipeline.job import Job, make_job
+from pipeline.sources.names import shown
 
 from .progress import ProgressLine
 
@@ -34,6 +35,7 @@ def segment_job(job: Job) -> Summary:
 
     from .server import ServerError, prefect_server
 
+    engine = engine_of(job)
     run = start_run(job)
     _warn_of_threads(job, run.method.spec.runtime.threads)
     try:
@@ -41,7 +43,7 @@ def segment_job(job: Job) -> Summary:
             from .segment import run_flow, stopping
 
             with stopping(run):
-                return run_flow(run, engine_of(job), line.show)
+                return run_flow(run, engine, line.show)
     except ServerError as error:
         raise UsageError(f"the Prefect server of this command did not start: {error}") from None
 
@@ -91,7 +93,7 @@ def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
         except StudyError as error:
             failures.append((study.source, error))
     for source, error in failures:
-        print(f"failed: {_shown(source)}: {error.cause}: {error}", file=sys.stderr)
+        print(f"failed: {shown(source)}: {error.cause}: {error}", file=sys.stderr)
     if as_json:
         print(json.dumps({"studies": entries}))
     else:
@@ -122,7 +124,7 @@ def report_failures(summary: Summary) -> None:
     """One line per study that has no mask, and per mask that has a remark."""
     for entry in summary.studies:
         # What gave no study is known to the user by its path.
-        name = entry["study"] if entry["image"] or entry["state"] == "interrupted" else _shown(entry["source"])
+        name = entry["study"] if entry["image"] or entry["state"] == "interrupted" else shown(entry["source"])
         if entry["state"] == "failed":
             print(f"failed: {name}: {entry['cause']}: {entry['message']}", file=sys.stderr)
         for remark in [entry["message"], *entry["warnings"]] if entry["state"] == "published" else []:
@@ -145,11 +147,6 @@ def _closing_line(summary: Summary) -> str:
         done += f"; {summary.blocks_computed} blocks"
     dice = f"; mean Dice {summary.mean_dice:.4f}" if summary.mean_dice is not None else ""
     return f"{done}{dice}; {_duration(summary.seconds)}; report: {summary.report}"
-
-
-def _shown(text: str) -> str:
-    """A path as one line, whatever is in it."""
-    return text if text.isprintable() else repr(text)
 
 
 def _duration(seconds: float) -> str:

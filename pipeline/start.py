@@ -17,6 +17,7 @@ from .errors import StudyError, UsageError
 from .grid import Triple
 from .job import STITCHES, Job
 from .sources import Found, find_studies
+from .sources.names import shown
 from .sweep import sweep
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def find(job: Job) -> Found:
     except StudyError as error:
         raise UsageError(f"OUT {job.out} cannot be written: {error}") from None
     if not found.studies:
-        reasons = "; ".join(f"{source}: {error}" for source, error in found.failures[:3])
+        reasons = "; ".join(f"{shown(source)}: {error}" for source, error in found.failures[:3])
         raise UsageError(
             f"no INPUT yields a study ({reasons or 'no .nii, .nii.gz or OME-Zarr in it'}); "
             "give NIfTI files, OME-Zarr images or folders of them"

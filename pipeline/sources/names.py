@@ -37,3 +37,8 @@ def channel_number(file: str) -> int | None:
     """The n of a NIfTI file that is called `..._000n`; None where it is not."""
     numbered = re.search(r"_([0-9]{4})$", stem(file))
     return int(numbered[1]) if numbered else None
+
+
+def shown(path: str) -> str:
+    """A path as one line for the user, whatever is in it."""
+    return path if path.isprintable() else repr(path)
