@@ -56,7 +56,7 @@ def save_nifti(
     raw = bytearray(image.to_bytes())
     struct.pack_into("<hh", raw, 252, qform, sform)  # nibabel would not write a file that lies nowhere
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(raw, 1) if path.suffix == ".gz" else raw)
+    path.write_bytes(gzip.compress(raw, 1, mtime=0) if path.suffix == ".gz" else raw)
     return path
 
 
