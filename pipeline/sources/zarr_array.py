@@ -60,7 +60,7 @@ def _check(document: dict[str, Any], zarr_format: int) -> None:
         codecs, dtype = _codec_names(document.get("codecs")), document.get("data_type")
         known = dtype in _DTYPES if isinstance(dtype, str) else False
     else:
-        codecs = _codec_names([document.get("compressor"), *(document.get("filters") or [])], key="id")
+        codecs = _codec_names(document.get("compressor"), key="id") | _codec_names(document.get("filters"), key="id")
         known = _is_known_v2(document.get("dtype"))
     if not codecs <= _SAFE_CODECS:
         raise StudyError("input", "its array uses a codec that is not read (unknown, or one that could run code)")
