@@ -175,9 +175,11 @@ def move_aside(out: str, study: str, image: str, content: str) -> str:
         if store.exists(mask_url(out, study, kind)):
             store.delete(mask_url(out, aside, kind))
             store.move(mask_url(out, study, kind), mask_url(out, aside, kind))
-    target = store.join(out, "images", aside + ".ome.zarr")
-    store.delete(target)
-    store.move(image, target)
+    facts = (ome.read_attributes(image) or {}).get("maskmill", {})
+    if facts.get("content") == content:  # else it was moved before the kill
+        target = store.join(out, "images", aside + ".ome.zarr")
+        store.delete(target)
+        store.move(image, target)
     for key, name, record in list(ledger.all_published(out)):
         if name == study and record["content"] == content:
             folder = ledger.folder(out, key)

@@ -36,18 +36,21 @@ def sweep(out: str) -> None:
 
 
 def _remove_leftovers(root: Path) -> None:
-    for folder in ("images", "masks", "metrics", "report", "report/pictures", "runs"):
+    for folder in ("images", "masks", "metrics", "report", "report/pictures"):
         for path in (root / folder).glob(".*"):
             if path.name.endswith(store.PARTIAL) or (folder == "images" and path.name.endswith(".ome.zarr")):
                 _remove(path)
-    for path in (root / "ledger").rglob(f".*{store.PARTIAL}"):
-        _remove(path)
+    for folder in ("ledger", "runs"):
+        for path in (root / folder).rglob(f".*{store.PARTIAL}"):
+            _remove(path)
+    model = (store.read_json(store.join(str(root), "ledger", "out.json")) or {}).get("model", "")
     for image in (root / "images").glob("*.ome.zarr"):
-        listed = ome.labels_listed(str(image))
-        for labels in (image / "labels").glob("*"):
-            if labels.is_dir() and labels.name not in listed:
-                for path in labels.rglob(f"*{store.PARTIAL}"):
-                    _remove(path)
+        if not image.is_symlink():  # in a linked image others may be at work, beside our own labels
+            for path in (image / "labels").glob(f".*{store.PARTIAL}"):
+                _remove(path)
+        if model and model not in ome.labels_listed(str(image)):
+            for path in (image / "labels" / model).rglob(f"*{store.PARTIAL}"):
+                _remove(path)
 
 
 def _remove(path: Path) -> None:
