@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .engine import Engine, SerialEngine, WorkerSpec
+from .engine import Engine, SerialEngine, WorkerSpec, keep_few_arenas
 from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
@@ -22,6 +22,7 @@ EngineFactory = Callable[[WorkerSpec], Engine]
 
 def start_run(job: Job) -> Run:
     """Check everything that can be checked before work begins. Raises UsageError."""
+    keep_few_arenas()
     method = resolve_method(job)
     found = find(job)
     published = claim_out(job, method, found)

@@ -103,7 +103,8 @@ class BlockRun:
         reset_peak_rss()
         self.began = time.perf_counter()
         self.task, self.runtime, self.card = task, runtime, model.card
-        channels = statistics.from_bytes(store.read(task.statistics))
+        # Only a model without a network fits itself to the histogram, which may be large.
+        channels = statistics.from_bytes(store.read(task.statistics), histograms=model.network is None)
         self.predictor = predictor.fit(channels[0])
         self.box = task.shards.box_of(task.range)
         self.tiles = tiles_needed(task)

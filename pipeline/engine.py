@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import threading
 import time
@@ -84,6 +85,7 @@ class Failure:
 
 
 Work = tuple[BlockTask, ...]
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 class Engine(Protocol):
@@ -113,6 +115,7 @@ class Worker:
         import segmodels
         from segmodels.predictor import make_predictor
 
+        keep_few_arenas()
         model = segmodels.load(spec.model, classes=spec.classes)
         if model.hash != spec.model_hash:
             raise StudyError(
@@ -131,6 +134,7 @@ class Worker:
 
         batch = self.spec.runtime.batch
         tiles = torch.zeros((batch, channels, *window))
+        reset_peak_rss()  # what the process did before, such as reading a study, is no part of it
         predictor = self.predictor.fit(FLAT)
         predictor.predict(tiles)
         start = time.perf_counter()
@@ -200,6 +204,22 @@ def peak_rss() -> int:
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss` count from now on, where the kernel allows it."""
+    """Let `peak_rss` count from now on, where the kernel allows it.
+
+    What was freed but is still kept by the C library goes back to the system first: it may be much after a study was
+    read in this process, and would stand in the way of the next block's arrays.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def keep_few_arenas() -> None:
+    """Let this process's threads share two heaps, where the C library is glibc: call it before threads start.
+
+    Each thread that decodes chunks would otherwise get a heap of its own, of which glibc gives nothing back: after a
+    study was read in this process 100 MB and more stayed with it, which no plan could know.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

@@ -12,6 +12,8 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
     sums           4 K D H W           float32, rolling; on the device
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
     one shard      48 S H' W'          writing and measuring one shard
+    weights        12 T                of a tile of T voxels, while they are made
+    fitting        96 v                of a model that fits itself to a histogram of v values
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class Needs:
     image_chunk: Triple
     label_itemsize: int
     on_device: bool
+    fitted_values: int = 0
 
 
 def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs) -> tuple[int, int]:
@@ -95,6 +98,8 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
         + needs.label_itemsize * min(shards.shard[0], rows) * height * width
         + 48 * shard
         + 16 * height * width
+        + 12 * math.prod(grid.tile)
+        + 96 * needs.fitted_values
     )
     sums = 4 * needs.classes * min(grid.tile[0], rows) * height * width
     return (host, sums) if needs.on_device else (host + sums, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .ingest import Image, stage_image
 from .planning import Needs, Plan, make_plan
 from .sources import Header, Study, open_source
 from .start import Method
+from .statistics import most_values
 
 if TYPE_CHECKING:
     from .run import Progress, Run
@@ -205,6 +207,7 @@ def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline
             image_chunk=chunk,
             label_itemsize=label_dtype(method).itemsize,
             on_device=method.spec.runtime.device != "cpu",
+            fitted_values=most_values(header.dtype, math.prod(header.shape)) if method.fits_itself else 0,
         ),
         baseline=baseline,
         budget=budget,

@@ -55,6 +55,13 @@ class Method:
         return settings
 
     @property
+    def fits_itself(self) -> bool:
+        """Whether the model has no network and fits itself to each study's histogram."""
+        from segmodels.registry import BUILT_IN
+
+        return self.card.network.name in BUILT_IN
+
+    @property
     def structures(self) -> dict[int, str]:
         return {int(label): facts.name for label, facts in self.card.labels.items()}
 

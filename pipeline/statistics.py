@@ -11,8 +11,8 @@ import numpy as np
 
 from .errors import StudyError
 
-# Beyond this many distinct values an integer channel is binned as floats are (64 MiB of counts).
-MAX_DISTINCT = 1 << 22
+# Beyond this many distinct values an integer channel is binned as floats are (16 MiB of values and counts).
+MAX_DISTINCT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ class ChannelSums:
         return ChannelStatistics(everything, nonzero, self.minimum, self.maximum, values, counts, self.exact)
 
 
+def most_values(dtype: np.dtype, voxels: int) -> int:
+    """How many values the histogram of a channel of so many voxels has at most."""
+    return min(voxels, MAX_DISTINCT if dtype.kind in "iu" and dtype.itemsize > 2 else 1 << 16)
+
+
 def _moments_of_counts(values: np.ndarray, counts: np.ndarray) -> Moments:
     count = int(counts.sum())
     if count == 0:
@@ -184,17 +189,17 @@ def to_bytes(channels: list[ChannelStatistics]) -> bytes:
     return buffer.getvalue()
 
 
-def from_bytes(data: bytes) -> list[ChannelStatistics]:
-    """What `to_bytes` wrote. Raises StudyError("storage") where it is damaged."""
+def from_bytes(data: bytes, *, histograms: bool = True) -> list[ChannelStatistics]:
+    """What `to_bytes` wrote; without `histograms` they are left empty. Raises StudyError("storage") for damage."""
     try:
-        return _channels(data)
+        return _channels(data, histograms)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise StudyError(
             "storage", f"the statistics stored with the image are damaged ({type(error).__name__})"
         ) from error
 
 
-def _channels(data: bytes) -> list[ChannelStatistics]:
+def _channels(data: bytes, histograms: bool) -> list[ChannelStatistics]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         channels = []
         for i in range(len(arrays.files) // 4):
@@ -206,8 +211,8 @@ def _channels(data: bytes) -> list[ChannelStatistics]:
                     Moments(nonzero_count, nonzero_mean, nonzero_m2),
                     low,
                     high,
-                    arrays[f"values{i}"],
-                    arrays[f"counts{i}"],
+                    arrays[f"values{i}"] if histograms else np.zeros(0),
+                    arrays[f"counts{i}"] if histograms else np.zeros(0, np.int64),
                     bool(exact),
                 )
             )
