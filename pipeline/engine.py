@@ -116,6 +116,7 @@ class Worker:
         from segmodels.predictor import make_predictor
 
         keep_few_arenas()
+        reset_peak_rss()
         model = segmodels.load(spec.model, classes=spec.classes)
         if model.hash != spec.model_hash:
             raise StudyError(
@@ -125,6 +126,7 @@ class Worker:
             )
         self.spec, self.model = spec, model
         self.predictor = make_predictor(model, spec.runtime)
+        self.loading_bytes = peak_rss()  # reading weights may take more than running them
 
     def measure(self, window: Triple, channels: int) -> Baseline:
         """Run one batch of tiles of `window` (z,y,x) voxels and say what the process took."""
@@ -143,7 +145,7 @@ class Worker:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         device = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-        return Baseline(peak_rss(), device, seconds / batch)
+        return Baseline(max(self.loading_bytes, peak_rss()), device, seconds / batch)
 
     def run(self, tasks: Work) -> list[Receipt | Failure]:
         """Segment the blocks of one work."""
