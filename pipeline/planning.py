@@ -19,7 +19,7 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -126,15 +126,13 @@ def make_plan(
     grid, shards = make_grid(shape, window, overlap, margin), Shards(shape, shard)
     fitting = []
     smallest: tuple[int, int] | None = None
-    for parts in _cuts(shards, workers):
-        extent, rows = _largest(shards, parts)
-        host, device = _projected(extent, rows, grid, shards, needs, baseline)
+    for z, y, x in product(*(_cuts(grid, shards, axis, workers) for axis in range(3))):
+        host, device = _projected((y.extent, x.extent), z.extent, grid, shards, needs, baseline)
         smallest = min(smallest or (host, device), (host, device))
         if host <= budget:
-            runs = _axis_runs(grid, shards, parts)
-            total = math.prod(sum(axis) for axis in runs)
-            longest = math.prod(max(axis) for axis in runs)
-            count = math.prod(parts)
+            parts = (z.parts, y.parts, x.parts)
+            count, total = math.prod(parts), z.tiles * y.tiles * x.tiles
+            longest = z.fullest * y.fullest * x.fullest
             makespan = max(longest * math.ceil(count / workers), total / workers)
             fitting.append((makespan, total, count, parts, host, device))
     if not fitting:
@@ -161,34 +159,28 @@ def _projected(
     )
 
 
-def _cuts(shards: Shards, workers: int) -> Iterable[Triple]:
-    """Ways to cut the shard grid worth looking at: each axis in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
-    steps = {1, 2, 3, 4, workers, 2 * workers} | {2**i for i in range(12)} | {3 * 2**i for i in range(11)}
-    axes = [sorted({s for s in steps if s <= n} | {n}) for n in shards.counts]
-    return product(*axes)
+@dataclass(frozen=True)
+class _Cut:
+    """One axis of the shard grid in `parts` runs: voxels of the longest run, tiles of all runs and of the fullest."""
+
+    parts: int
+    extent: int
+    tiles: int
+    fullest: int
 
 
-def _largest(shards: Shards, parts: Triple) -> tuple[tuple[int, int], int]:
-    """The largest (y, x) extent and number of rows of any block of a cut, in voxels."""
-    longest = [
-        min(max(b - a for a, b in split(n, p)) * s, full)
-        for n, p, s, full in zip(shards.counts, parts, shards.shard, shards.shape, strict=True)
-    ]
-    return (longest[1], longest[2]), longest[0]
-
-
-def _axis_runs(grid: Grid, shards: Shards, parts: Triple) -> list[list[int]]:
-    """Per axis, how many tile origins each run of shards needs; products over the axes are the blocks' tiles."""
-    runs = []
-    for axis in range(3):
-        size, full, tile = shards.shard[axis], shards.shape[axis], grid.tile[axis]
-        runs.append(
-            [
-                sum(s < min(b * size, full) and s + tile > a * size for s in grid.starts[axis])
-                for a, b in split(shards.counts[axis], parts[axis])
-            ]
-        )
-    return runs
+def _cuts(grid: Grid, shards: Shards, axis: int, workers: int) -> list[_Cut]:
+    """Ways to cut an axis worth looking at: in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
+    count, size, full = shards.counts[axis], shards.shard[axis], shards.shape[axis]
+    starts, tile = grid.starts[axis], grid.tile[axis]
+    steps = {1, 2, 3, 4, workers, 2 * workers, count} | {2**i for i in range(32)} | {3 * 2**i for i in range(31)}
+    cuts = []
+    for parts in sorted(step for step in steps if step <= count):
+        runs = [(a * size, min(b * size, full)) for a, b in split(count, parts)]
+        # A tile touches a run if it begins before the run's end and ends after its begin.
+        tiles = [bisect_left(starts, b) - bisect_right(starts, a - tile) for a, b in runs]
+        cuts.append(_Cut(parts, max(b - a for a, b in runs), sum(tiles), max(tiles)))
+    return cuts
 
 
 def _gib(size: int) -> str:
