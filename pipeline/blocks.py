@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ def segment_blocks(
     batch: list[tuple[BlockRun, Box]] = []
     for task in tasks:
         try:
+            task = unmarked(task, runtime)
+            if not task.missing:
+                yield Receipt(task.key, task.index, 0, 0, 0.0, peak_rss())
+                continue
             run = BlockRun(task, model, predictor, runtime)
         except Exception as error:
             known = typed(error)
@@ -67,6 +72,11 @@ def segment_blocks(
                 yield from _compute(batch, runtime)
                 batch = []
     yield from _compute(batch, runtime)
+
+
+def unmarked(task: BlockTask, runtime: Runtime) -> BlockTask:
+    """The task without shards that are marked by now: a worker may have died over it, and what it marked is whole."""
+    return replace(task, missing=tuple(i for i in task.missing if not ledger.is_marked(task.ledger, i, runtime.hash)))
 
 
 def _compute(batch: list[tuple[BlockRun, Box]], runtime: Runtime) -> Iterator[Receipt | Failure]:

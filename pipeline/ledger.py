@@ -74,6 +74,12 @@ def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[s
     store.write_json(store.join(ledger, "done", marker_name(shard)), {"runtime": runtime, "statistics": statistics})
 
 
+def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:
+    """Whether this shard is whole under `runtime`."""
+    document = store.read_json(store.join(ledger, "done", marker_name(shard)))
+    return document is not None and document.get("runtime") == runtime
+
+
 def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
     """Shards done under `runtime`, in raster order, with their statistics."""
     found = {}

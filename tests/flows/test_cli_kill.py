@@ -1,0 +1,285 @@
+"""Real kills of real commands: drivers, workers, Ctrl-C. The next run goes on, and the labels are bit-equal."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scans import (
+    Ended,
+    kill,
+    label_array,
+    leftovers,
+    markers,
+    mask_bytes,
+    maskmill,
+    random_model,
+    scan,
+    start,
+    table,
+    until,
+    wait,
+)
+
+import pipeline
+
+STUDIES = ("a", "b")
+SHARDS = 5  # of each study
+MODEL = "tiny-resunet"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command line, its undisturbed results, and a place where it can be watched."""
+
+    arguments: tuple[object, ...]
+    undisturbed: Path
+    out: Path
+    temporary: Path
+    tag: str
+
+    def start(self, *flags: object) -> subprocess.Popen[str]:
+        return start("segment", *self.arguments, "-o", self.out, "--json", *flags, **self.environment)
+
+    def run(self, *flags: object) -> Ended:
+        return maskmill("segment", *self.arguments, "-o", self.out, "--json", *flags, **self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"TMPDIR": str(self.temporary), "MASKMILL_TEST_TAG": self.tag}
+
+    def processes(self) -> list[str]:
+        """Whatever still runs of all that these commands ever started: children inherit the environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self.tag.encode() in (process / "environ").read_bytes():
+                    found.append(f"{process.name} {(process / 'cmdline').read_bytes()!r}")
+        return found
+
+    def marked(self, shards: int = 1) -> bool:
+        return len(markers(self.out)) >= shards
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[object, ...], Path]:
+    """Two scans that take some seconds each, and what an undisturbed run makes of them."""
+    top = tmp_path_factory.mktemp("kill")
+    for seed, study in enumerate(STUDIES, 1):
+        scan(top / f"in/{study}.nii.gz", seed, (24, 24, 260))
+    model = random_model(top / "model")
+    assert pipeline.segment(top / "in", model, top / "undisturbed", threads=1).exit_code == 0
+    assert len(markers(top / "undisturbed")) == SHARDS * len(STUDIES)
+    return (top / "in", "-m", model, "--threads", 1), top / "undisturbed"
+
+
+@pytest.fixture
+def work(prepared: tuple[tuple[object, ...], Path], tmp_path: Path) -> Iterator[Work]:
+    arguments, undisturbed = prepared
+    temporary = Path(tempfile.mkdtemp(prefix="mmt-", dir="/tmp"))  # Ray's sockets need a short path
+    yield Work(arguments, undisturbed, tmp_path / "out", temporary, uuid.uuid4().hex)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_results(work: Work) -> None:
+    """Bit by bit what an undisturbed run makes, and nothing else left in OUT or in the temporary folder."""
+    for study in STUDIES:
+        np.testing.assert_array_equal(label_array(work.out, study, MODEL), label_array(work.undisturbed, study, MODEL))
+        assert mask_bytes(work.out, study) == mask_bytes(work.undisturbed, study)
+    assert table(work.out, "structures") == table(work.undisturbed, "structures")
+    assert leftovers(work.out) == []
+    assert list(work.temporary.iterdir()) == []
+    assert work.processes() == []
+
+
+def check_kept(work: Work, done: dict[str, int]) -> None:
+    now = markers(work.out)
+    assert {name: now[name] for name in done} == done, "marked shards were done again"
+
+
+# ----------------------------------------------------------------------------------------------------------- kill -9
+
+
+def test_a_killed_driver_takes_its_workers_along_and_the_next_run_goes_on(work: Work) -> None:
+    driver = work.start("--workers", 2)
+    until(lambda: work.marked(2))
+    assert len(work.processes()) > 4  # Ray's daemons, workers and the Prefect server among them
+    kill(driver)
+    until(lambda: not work.processes(), 30, 0.1)
+    done = markers(work.out)
+    assert 2 <= len(done) < SHARDS * len(STUDIES)
+
+    ended = work.run("--workers", 2)
+    assert (ended.code, ended.json["published"]) == (0, 2)
+    assert "Traceback" not in ended.err
+    check_kept(work, done)
+    check_results(work)
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_well(work: Work) -> None:
+    driver = work.start("--workers", 2)
+    until(lambda: work.marked(2))
+    worker = next(int(line.split()[0]) for line in work.processes() if "ray::Shell.run" in line)
+    os.kill(worker, signal.SIGKILL)
+    done = markers(work.out)
+    ended = wait(driver)
+    assert ended.code == 0, ended.err
+    assert [e["state"] for e in ended.json["studies"]] == ["published"] * 2
+    assert ended.out.count("\n") == 1
+    check_kept(work, done)
+    check_results(work)
+
+
+# --------------------------------------------------------------------------------------------------------- please stop
+
+
+def check_interrupted(work: Work, driver: subprocess.Popen[str], number: signal.Signals) -> None:
+    """It ends within ten seconds with 130 and its line of JSON, leaving nothing behind, and can go on."""
+    driver.send_signal(number)
+    asked = time.monotonic()
+    ended = wait(driver, 60)
+    assert time.monotonic() - asked < 10
+    assert ended.code == 130, ended.err
+    assert ended.json["interrupted"] >= 1
+    assert "interrupted" in {e["state"] for e in ended.json["studies"]}
+    assert "run it again to go on" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+    assert work.processes() == []
+    assert list(work.temporary.iterdir()) == []
+    assert leftovers(work.out) == []
+
+
+def test_ctrl_c_on_ray_and_the_next_run_goes_on(work: Work) -> None:
+    driver = work.start("--workers", 2)
+    until(lambda: work.marked(2))
+    check_interrupted(work, driver, signal.SIGINT)
+    done = markers(work.out)
+    said = maskmill("status", work.out, "--json")
+    progress = {e["study"]: e["shards_done"] for e in said.json["studies"] if e["state"] == "interrupted"}
+    assert sum(progress.values()) == len(done) - SHARDS * (len(STUDIES) - len(progress))
+
+    ended = work.run("--engine", "serial")  # on another engine, too
+    assert (ended.code, ended.json["published"]) == (0, 2)
+    check_kept(work, done)
+    check_results(work)
+
+
+def test_sigterm_and_the_next_run_goes_on(work: Work) -> None:
+    driver = work.start("--engine", "serial")
+    until(lambda: work.marked(1))
+    check_interrupted(work, driver, signal.SIGTERM)
+    done = markers(work.out)
+    assert 1 <= len(done) < SHARDS * len(STUDIES)
+    ended = work.run("--engine", "serial")
+    assert (ended.code, ended.json["published"]) == (0, 2)
+    check_kept(work, done)
+    check_results(work)
+
+
+def test_ctrl_c_while_a_large_file_is_read(work: Work, tmp_path: Path) -> None:
+    large = scan(tmp_path / "large/x.nii", shape=(4, 4, 4))
+    raw = bytearray(large.read_bytes()[:352])
+    raw[40:48] = np.array([3, 2000, 2000, 1500], "<i2").tobytes()  # 24 GB of float32, all of it a hole
+    with large.open("wb") as file:
+        file.write(raw)
+        file.truncate(352 + 4 * 2000 * 2000 * 1500)
+    arguments = ("segment", large, "-m", "kmeans", "--engine", "serial", "-o", work.out, "--json")
+    driver = start(*arguments, **work.environment)
+    until(lambda: list(work.out.glob("images/.u*.ome.zarr/0/zarr.json")))
+    check_interrupted(work, driver, signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_anything_began(number: signal.Signals, work: Work) -> None:
+    """While torch is being imported."""
+    driver = work.start("--engine", "serial")
+    until(lambda: "libtorch_cpu" in Path(f"/proc/{driver.pid}/maps").read_text())
+    driver.send_signal(number)
+    ended = wait(driver, 10)
+    assert (ended.code, ended.out) == (130, "")
+    assert "Traceback" not in ended.err
+
+
+# -------------------------------------------------------------------------------------------------------------- soaks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("engine", ["serial", "ray"])
+def test_a_driver_that_is_killed_again_and_again_gets_there(engine: str, work: Work) -> None:
+    """At any moment, imports and starts and ends included."""
+    chance = random.Random(4)
+    flags = ("--engine", engine, *(("--workers", 2) if engine == "ray" else ()))
+    for _ in range(12):
+        done = markers(work.out)
+        driver = work.start(*flags)
+        try:
+            driver.wait(chance.uniform(0.5, 12 if engine == "serial" else 20))
+        except subprocess.TimeoutExpired:
+            kill(driver)
+        else:
+            assert driver.returncode == 0
+            driver.communicate()
+        until(lambda: not work.processes(), 30, 0.1)
+        check_kept(work, done)
+    ended = work.run(*flags)
+    assert (ended.code, ended.json["published"]) == (0, 2)
+    check_results(work)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_that_are_killed_again_and_again(work: Work) -> None:
+    """As often as three tries of each block allow."""
+    driver = work.start("--workers", 2)
+    for shards in (1, 4):
+        until(lambda shards=shards: work.marked(shards))
+        busy = [int(line.split()[0]) for line in work.processes() if "ray::Shell.run" in line]
+        for worker in busy:
+            os.kill(worker, signal.SIGKILL)
+    ended = wait(driver)
+    assert ended.code == 0, ended.err
+    check_results(work)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moment", ["images/.u*.ome.zarr", "images/*/labels/*/1", "masks/.*.partial", "masks/a.nii.gz"])
+def test_a_driver_killed_at_a_moment(moment: str, work: Work) -> None:
+    """In ingest, in the label pyramid, in the export, and before the record of what was exported."""
+    driver = work.start("--engine", "serial")
+    until(lambda: list(work.out.glob(moment)), pause=0.0005)
+    kill(driver)
+    done = markers(work.out)
+    ended = work.run("--engine", "serial")
+    assert (ended.code, ended.json["published"]) == (0, 2)
+    check_kept(work, done)
+    check_results(work)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_while_the_first_database_is_made(work: Work, tmp_path: Path) -> None:
+    """Nothing half made is kept in the user's home."""
+    home = tmp_path / "home"
+    environment = work.environment | {"MASKMILL_HOME": str(home)}
+    driver = start("segment", *work.arguments, "-o", work.out, "--engine", "serial", **environment)
+    until(lambda: list(work.temporary.glob("maskmill-prefect-*/prefect.db*")))
+    kill(driver)
+    until(lambda: not work.processes(), 30, 0.1)
+    ended = maskmill("segment", *work.arguments, "-o", work.out, "--engine", "serial", "--json", **environment)
+    assert json.loads(ended.out)["published"] == 2
+    check_results(work)
