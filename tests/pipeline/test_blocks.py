@@ -161,6 +161,7 @@ def test_a_shard_that_was_cut_off_is_written_over(tmp_path: Path, model: Model) 
     expected = stored.labels
     shard = tmp_path / "labels" / "c" / "1" / "0" / "1"
     shard.write_bytes(shard.read_bytes()[:20])
+    (tmp_path / "ledger" / "done" / "1.0.1.json").unlink()
     receipts(run([stored.whole(missing=[(1, 0, 1)])], model))
     assert np.array_equal(stored.labels, expected)
 
