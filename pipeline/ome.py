@@ -118,11 +118,17 @@ def axis_names(channel_axis: bool) -> list[str]:
 
 
 def multiscales(
-    name: str, shape: Triple, spacing: Triple | Sequence[float], channel_axis: bool, method: str
+    name: str,
+    shape: Triple,
+    spacing: Triple | Sequence[float],
+    channel_axis: bool,
+    method: str,
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> list[dict[str, Any]]:
     """The `multiscales` entry of a pyramid whose levels average (image) or vote (labels) over 2-voxel steps.
 
-    `spacing` in mm over z,y,x. A level's first voxel lies half a step further in: hence the translation.
+    `spacing`, and `origin` (where the first voxel's centre lies), in mm over z,y,x. A level's first voxel lies half a
+    step further in: hence its translation.
     """
     axes = [{"name": n, "type": "space", "unit": "millimeter"} for n in "zyx"]
     lead_axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channel_axis else []
@@ -131,8 +137,8 @@ def multiscales(
     for level, factors in enumerate(level_factors(shape)):
         scale = lead + [f * s for f, s in zip(factors, spacing, strict=True)]
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-        if level:
-            offset = [(f - 1) / 2 * s for f, s in zip(factors, spacing, strict=True)]
+        offset = [o + (f - 1) / 2 * s for o, f, s in zip(origin, factors, spacing, strict=True)]
+        if level or any(offset):
             transforms.append({"type": "translation", "translation": [0.0] * len(lead) + offset})
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     return [{"name": name, "axes": lead_axes + axes, "datasets": datasets, "type": method}]

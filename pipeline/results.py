@@ -21,6 +21,7 @@ from .geometry import ome_scale
 from .grid import Shards, Triple
 from .metrics.structures import merge_shards, structure_rows
 from .pyramid import build_pyramid
+from .sources.ome_metadata import read_image
 
 SUFFIXES = {"nifti": ".nii.gz"}
 
@@ -120,11 +121,13 @@ def export(labels: Labels, formats: Sequence[str], *, only_missing: bool = False
 
 def _label_attributes(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colors = label_colors(max(labels.structures, default=0))
+    # Labels lie where their image says that it lies: ours say 0, a linked one may say something else.
+    origin = read_image(str(store.local(labels.image))).translation
     return {
         "ome": {
             "version": ome.VERSION,
             "multiscales": ome.multiscales(
-                labels.name, labels.shape, ome_scale(labels.affine), labels.channel_axis, "mode"
+                labels.name, labels.shape, ome_scale(labels.affine), labels.channel_axis, "mode", origin
             ),
             "image-label": {
                 "version": ome.VERSION,
