@@ -36,7 +36,7 @@ def sweep(out: str) -> None:
 
 
 def _remove_leftovers(root: Path) -> None:
-    for folder in ("images", "masks", "metrics", "report", "report/pictures"):
+    for folder in ("images", "images/.statistics", "masks", "metrics", "report", "report/pictures"):
         for path in (root / folder).glob(".*"):
             if path.name.endswith(store.PARTIAL) or (folder == "images" and path.name.endswith(".ome.zarr")):
                 _remove(path)
