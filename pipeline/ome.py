@@ -100,7 +100,7 @@ def open_array(url: str, mode: str = "r") -> zarr.Array[Any]:
     """The array at `url`. Raises StudyError("storage") where its metadata is damaged, OSError where it is not there."""
     try:
         return zarr.open_array(store.local(url), mode=mode)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # by whatever zarr stumbles over
         raise StudyError("storage", DAMAGED.format(type(error).__name__)) from error
 
 
