@@ -61,6 +61,12 @@ def _secret() -> bytes:
     return path.read_bytes()
 
 
+def _document(url: str) -> dict[str, Any] | None:
+    """The JSON object at `url`; None where there is none that is whole."""
+    document = store.read_json(url)
+    return document if isinstance(document, dict) else None
+
+
 def folder(out: str, key: str) -> str:
     return store.join(out, "ledger", key)
 
@@ -76,7 +82,7 @@ def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[s
 
 def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:
     """Whether this shard is whole under `runtime`."""
-    document = store.read_json(store.join(ledger, "done", marker_name(shard)))
+    document = _document(store.join(ledger, "done", marker_name(shard)))
     return document is not None and document.get("runtime") == runtime
 
 
@@ -84,7 +90,7 @@ def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
     """Shards done under `runtime`, in raster order, with their statistics."""
     found = {}
     for name in store.names(store.join(ledger, "done")):
-        document = store.read_json(store.join(ledger, "done", name))
+        document = _document(store.join(ledger, "done", name))
         if document is not None and document.get("runtime") == runtime:
             z, y, x = map(int, name.removesuffix(".json").split("."))
             found[z, y, x] = document["statistics"]
@@ -96,7 +102,7 @@ def write_plan(ledger: str, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(ledger: str) -> dict[str, Any] | None:
-    return store.read_json(store.join(ledger, "plan.json"))
+    return _document(store.join(ledger, "plan.json"))
 
 
 def write_published(ledger: str, study: str, record: Mapping[str, Any]) -> None:
@@ -105,7 +111,7 @@ def write_published(ledger: str, study: str, record: Mapping[str, Any]) -> None:
 
 def published(ledger: str, study: str) -> dict[str, Any] | None:
     """The record of what was published as `study` under this key."""
-    return store.read_json(store.join(ledger, "published", study + ".json"))
+    return _document(store.join(ledger, "published", study + ".json"))
 
 
 def forget_published(ledger: str, study: str) -> None:
@@ -121,7 +127,7 @@ def write_failed(ledger: str, record: Mapping[str, Any]) -> None:
 
 
 def read_failed(ledger: str) -> dict[str, Any] | None:
-    return store.read_json(store.join(ledger, "failed.json"))
+    return _document(store.join(ledger, "failed.json"))
 
 
 def clear_failed(ledger: str) -> None:
