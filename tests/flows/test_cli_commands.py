@@ -183,7 +183,7 @@ def test_the_demo_on_ray_and_again(tmp_path: Path) -> None:
     assert "nothing was left to do" in again.err
 
 
-# ------------------------------------------------------------------------------------------------------------- odd names
+# ------------------------------------------------------------------------------------------------------------ odd names
 
 
 def test_names_of_files_that_are_hard_to_say(tmp_path: Path) -> None:
