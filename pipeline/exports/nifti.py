@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import ome, store
 from ..geometry import spacing_of
+from ..sources.nifti_header import QUATERNION
 
 MILLIMETRES = 2  # NIfTI's code for the unit of space
 
@@ -68,4 +69,8 @@ def _header(
     for name, put in (("qform", header.set_qform), ("sform", header.set_sform)):
         if facts[f"{name}_code"] > 0:
             put(affine if facts[name] is None else np.array(facts[name]), facts[f"{name}_code"])
+    if facts["qform"] is not None:
+        header["pixdim"][:4] = facts["quaternion"][:4]
+        for name, number in zip(QUATERNION, facts["quaternion"][4:], strict=True):
+            header[name] = number
     return header

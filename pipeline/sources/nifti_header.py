@@ -41,6 +41,7 @@ _REFUSED = {
 }
 _LARGEST_EXTENSIONS = 64 << 20
 MOST_CHANNELS = 64
+QUATERNION = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _LENGTH_UNITS = {1: "metres", 3: "micrometres"}
 
 # nibabel reports its repairs to a logger; they can quote the header, which must not be logged.
@@ -205,6 +206,8 @@ def _nifti(header: Any) -> dict[str, Any]:
         "xyzt_units": int(header["xyzt_units"]),
         "shape": [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]],
         "qform": _qform(header),
+        # What the qform is kept in, since a matrix made of it does not always give it back: pixdim[0..3], then these.
+        "quaternion": [*map(float, header["pixdim"][:4]), *(float(header[name]) for name in QUATERNION)],
         "sform": header.get_sform().tolist() if header["sform_code"] > 0 else None,
     }
 
