@@ -114,7 +114,9 @@ def test_each_bad_study_has_one_line_and_its_cause(study: str, ended: Ended) -> 
 
 
 def test_no_line_is_said_twice_and_none_is_a_traceback(ended: Ended) -> None:
-    *failures, closing = ended.err.splitlines()
+    *lines, closing = ended.err.splitlines()
+    # A machine that is slow enough also sees progress now and then.
+    failures = [line for line in lines if not re.match(r"\d+ of \d+ studies, .*% of the tiles, ", line)]
     assert len(failures) == len(EXPECTED)
     assert all(line.startswith("failed: ") for line in failures)
     assert closing.startswith("2 of 19 studies published, 17 failed; 2 blocks; ")
