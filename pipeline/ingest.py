@@ -16,6 +16,7 @@ from .sources import Header, Source, Study, digest_of, open_source
 
 # Statistics are summed over chunks of about this many voxels, whole rows, fixed by the image's shape.
 STATISTICS_VOXELS = 1 << 20
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def _channel_sums(header: Header) -> list[statistics.ChannelSums]:
 
 
 def _add(sums: list[statistics.ChannelSums], slab: np.ndarray) -> None:
+    if slab.dtype == np.float64 and max(-float(slab.min()), float(slab.max())) > LARGEST:
+        raise StudyError(
+            "input",
+            f"it holds numbers from {slab.min():.3g} to {slab.max():.3g}, but networks compute in float32, which "
+            "ends at 3.4e38; rescale it",
+        )
     for channel, voxels in zip(sums, slab, strict=True):
         channel.add(voxels)
 
@@ -181,8 +188,9 @@ def _link(study: Study, target: str) -> str:
             "input", "--images link needs an OME-Zarr 0.5 (Zarr v3) image; this one is older: run without it"
         )
     attributes = ome.read_attributes(str(source)) or {}
-    finest = str(attributes["ome"]["multiscales"][0]["datasets"][0]["path"])
-    if ome.open_array(store.join(str(source), finest)).ndim > 4:
+    multiscale = attributes["ome"]["multiscales"][0]
+    finest = str(multiscale["datasets"][0]["path"])
+    if "t" in [str(axis["name"]).lower() for axis in multiscale["axes"]]:
         raise StudyError(
             "input", "--images link needs axes z,y,x or c,z,y,x; this image has a time axis: run without it"
         )
