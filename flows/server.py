@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,11 @@ from .settings import DATABASE, prefect_client, server_environment
 START_SECONDS = 120.0  # of patience: a start takes about 2 s, on a busy machine much more
 STOP_SECONDS = 5.0
 FLUSH_SECONDS = 5.0
+LOOK_SECONDS = 0.25
+RESTARTS = 5
 HOME_PREFIX = "maskmill-prefect-"
+
+logger = logging.getLogger(__name__)
 
 
 class ServerError(Exception):
@@ -68,10 +72,11 @@ def prefect_server(home: Path | None = None) -> Iterator[str]:
         ):
             listener.close()
             _wait_until_ready(server, port, private)
-            try:
-                yield url
-            finally:
-                _flush()
+            with _kept_alive(server, port, private, password):
+                try:
+                    yield url
+                finally:
+                    _flush()
 
 
 # --------------------------------------------------------------------------------------- the private home
@@ -189,6 +194,43 @@ def _child(
             child.wait(STOP_SECONDS)
         child.kill()
         child.wait()
+
+
+@contextmanager
+def _kept_alive(server: subprocess.Popen[bytes], port: int, private: Path, password: str) -> Iterator[None]:
+    """Start the server again where it listened, should it die: no night is lost because Prefect's books are.
+
+    Prefect's clients ask again for a minute, which bridges the gap. From a thread that lives as long as the
+    server is needed, because it would die with the thread that started it.
+    """
+    end = threading.Event()
+
+    def lives(child: subprocess.Popen[bytes]) -> bool:
+        while not end.wait(LOOK_SECONDS):
+            if child.poll() is not None:
+                return False
+        return True
+
+    def keep() -> None:
+        child, again = server, 0
+        while not lives(child) and again < RESTARTS:
+            again += 1
+            logger.warning("the Prefect server %s; it is started again", _ended(child.returncode))
+            with ExitStack() as stack, suppress(OSError):  # somebody took the port
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                arguments = ["serve", str(listener.fileno())]
+                child = stack.enter_context(_child(arguments, private, password, (listener.fileno(),)))
+                listener.close()
+                if lives(child):
+                    return
+
+    keeper = threading.Thread(target=keep, name="prefect-server", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        end.set()
+        keeper.join()
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int, private: Path) -> None:
