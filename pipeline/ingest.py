@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +74,8 @@ def stage_image(
             path = _link(study, target)
             content = _scan(out, source, stop)
             return Image(target, _statistics_url(out, content), content, header, path), None
-        staged = store.join(out, "images", f".{ledger.location_key(study.source)}.ome.zarr")
-        store.delete(staged)
+        # A name of its own: another command may be reading the same study into the same OUT.
+        staged = store.join(out, "images", f".{ledger.location_key(study.source)}-{secrets.token_hex(4)}.ome.zarr")
         try:
             content = _write(out, source, staged, study.name, stop)
         except BaseException:

@@ -25,6 +25,7 @@ from . import store
 from .grid import Triple
 
 KEY_LENGTH = 24
+RECORD = ("study", "content", "model", "settings", "structures", "seconds")  # what a published study's record has
 
 
 def study_key(content: str, model_hash: str, settings: Mapping[str, Any]) -> str:
@@ -61,10 +62,10 @@ def _secret() -> bytes:
     return path.read_bytes()
 
 
-def _document(url: str) -> dict[str, Any] | None:
-    """The JSON object at `url`; None where there is none that is whole."""
+def _document(url: str, *fields: str) -> dict[str, Any] | None:
+    """The JSON object at `url`; None where there is none that is whole and has these fields."""
     document = store.read_json(url)
-    return document if isinstance(document, dict) else None
+    return document if document is not None and document.keys() >= set(fields) else None
 
 
 def folder(out: str, key: str) -> str:
@@ -90,7 +91,7 @@ def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
     """Shards done under `runtime`, in raster order, with their statistics."""
     found = {}
     for name in store.names(store.join(ledger, "done")):
-        document = _document(store.join(ledger, "done", name))
+        document = _document(store.join(ledger, "done", name), "runtime", "statistics")
         if document is not None and document.get("runtime") == runtime:
             z, y, x = map(int, name.removesuffix(".json").split("."))
             found[z, y, x] = document["statistics"]
@@ -102,7 +103,7 @@ def write_plan(ledger: str, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(ledger: str) -> dict[str, Any] | None:
-    return _document(store.join(ledger, "plan.json"))
+    return _document(store.join(ledger, "plan.json"), "study", "content", "runtime", "runtime_hash", "shards")
 
 
 def write_published(ledger: str, study: str, record: Mapping[str, Any]) -> None:
@@ -111,7 +112,7 @@ def write_published(ledger: str, study: str, record: Mapping[str, Any]) -> None:
 
 def published(ledger: str, study: str) -> dict[str, Any] | None:
     """The record of what was published as `study` under this key."""
-    return _document(store.join(ledger, "published", study + ".json"))
+    return _document(store.join(ledger, "published", study + ".json"), *RECORD)
 
 
 def forget_published(ledger: str, study: str) -> None:

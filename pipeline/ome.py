@@ -176,6 +176,9 @@ def labels_listed(image: str) -> list[str]:
 def list_labels(image: str, names: Sequence[str]) -> None:
     """Tell readers of `image` of exactly these label images: the write that publishes, or withdraws, them."""
     url = store.join(image, "labels")
+    if not names:  # a list of labels has at least one
+        store.delete(store.join(url, "zarr.json"))
+        return
     attributes = read_attributes(url) or {}
     ome = {**attributes.get("ome", {}), "version": VERSION, "labels": list(names)}
     write_group(url, {**attributes, "ome": ome})

@@ -11,7 +11,7 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
     sums           4 K D H W           float32, rolling; on the device
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
-    one shard      48 S H' W'          writing and measuring one shard
+    one shard      128 S H' W'         writing and measuring one shard, and what threads and heaps keep of it
     weights        12 T                of a tile of T voxels, while they are made
     fitting        96 v                of a model that fits itself to a histogram of v values
 """
@@ -96,7 +96,7 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
         + 20 * chunk_bytes  # zarr decodes up to ten chunks at once
         + 24 * h * w  # one row on its way through float64
         + needs.label_itemsize * min(shards.shard[0], rows) * height * width
-        + 48 * shard
+        + 128 * shard
         + 16 * height * width
         + 12 * math.prod(grid.tile)
         + 96 * needs.fitted_values

@@ -13,7 +13,7 @@ from . import ledger, ome, results, store
 from .engine import Baseline, BlockTask, Engine
 from .errors import StudyError, UsageError
 from .grid import Shards, Triple, make_grid
-from .ingest import Image, stage_image
+from .ingest import Image, known_content, stage_image
 from .planning import Needs, Plan, make_plan
 from .sources import Header, Study, open_source
 from .start import Method
@@ -74,6 +74,9 @@ def _make_room(run: Run, progress: Progress, image: Image, staged: str | None) -
     elif held is not None and held[0] != progress.key:
         results.withdraw(run.out, name, held[0], image.group, run.method.card.name)
     if staged is not None:
+        if known_content(run.out, progress.study) == image.content:  # another command was quicker
+            store.delete(staged)
+            return
         store.delete(image.group)
         store.move(staged, image.group)
 

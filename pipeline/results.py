@@ -115,7 +115,7 @@ def export(labels: Labels, formats: Sequence[str], *, only_missing: bool = False
     """Write the masks of a study in each format."""
     for kind in formats:
         url = mask_url(labels.out, labels.study, kind)
-        if not (only_missing and store.exists(url)):
+        if not (only_missing and store.size(url)):
             write_nifti(store.join(labels.group, "0"), url, labels.affine, labels.nifti)
 
 

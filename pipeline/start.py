@@ -186,18 +186,20 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
     claim_url = store.join(out, "ledger", "out.json")
     claim = store.read_json(claim_url)
     mine = {"model": method.card.name, "hash": method.model_hash, "settings": method.settings}
-    if claim is not None and published:
-        if claim["model"] != method.card.name:
+    if published:
+        names = {study.name for study in found.studies}
+        claims = {
+            study: {"model": r["model"]["name"], "hash": r["model"]["hash"], "settings": r["settings"]}
+            for study, (_, r) in published.items()
+        }
+        # The claim of OUT may be lost or damaged; what is published says the same.
+        whole = claim if claim is not None and claim.keys() >= mine.keys() else next(iter(claims.values()))
+        if whole["model"] != method.card.name:
             raise UsageError(
-                f"OUT {out} holds results of the model {claim['model']}; one OUT holds one model's: give another OUT"
+                f"OUT {out} holds results of the model {whole['model']}; one OUT holds one model's: give another OUT"
                 " (and its images as INPUT with --images link, to share them)"
             )
-        names = {study.name for study in found.studies}
-        held = [claim] + [
-            {"hash": record["model"]["hash"], "settings": record["settings"]}
-            for study, (_, record) in published.items()
-            if study in names
-        ]
+        held = [whole, *(record for study, record in claims.items() if study in names)]
         differences = [text for text in (_difference(h, mine) for h in held) if text]
         if differences and not job.overwrite:
             raise UsageError(

@@ -39,14 +39,21 @@ def exists(url: str) -> bool:
     return local(url).exists()
 
 
+def size(url: str) -> int:
+    """Bytes at `url`, 0 where there is nothing."""
+    path = local(url)
+    return path.stat().st_size if path.exists() else 0
+
+
 def read(url: str) -> bytes:
     return local(url).read_bytes()
 
 
-def read_json(url: str) -> Any | None:
-    """The JSON document at `url`; None where there is none or it was cut off (then it was never whole)."""
+def read_json(url: str) -> dict[str, Any] | None:
+    """The JSON object at `url`; None where there is none, or something else (what we write is whole or not there)."""
     try:
-        return json.loads(local(url).read_bytes())
+        document = json.loads(local(url).read_bytes())
+        return document if isinstance(document, dict) else None
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 

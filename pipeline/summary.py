@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -90,6 +91,7 @@ class References:
     def __init__(self, folder: str | None, run: Run) -> None:
         self.studies: dict[str, Study] = {}
         self.confusions: dict[str, Confusion] = {}
+        self._held: dict[str, dict[str, Any]] = {}  # by URL
         if folder is None:
             return
         found = find_studies([folder], exclude=run.out)
@@ -107,9 +109,19 @@ class References:
         held = store.read_json(url)
         if held is None or held["reference"] != digest_of(reference):
             counts, digest = confusion(store.join(labels.group, "0"), labels.affine, reference)
-            held = {"reference": digest, "confusion": counts, "binary": is_binary_255([counts])}
+            held = {"reference": digest, "confusion": counts, "binary": False}
             store.write_json(url, held)
         self.confusions[progress.study.name] = held["confusion"]
+        self._held[url] = held
+
+    def settle(self) -> bool:
+        """Whether 255 is label 1 in these references: the whole set decides. What later runs show goes by it too."""
+        binary = is_binary_255(list(self.confusions.values()))
+        for url, held in self._held.items():
+            if held.get("binary") != binary:
+                with suppress(OSError):
+                    store.write_json(url, {**held, "binary": binary})
+        return binary
 
 
 def finish(run: Run, references: References) -> Summary:
@@ -123,7 +135,7 @@ def finish(run: Run, references: References) -> Summary:
             except (StudyError, OSError) as error:
                 progress.message = f"published without scores: {error}"
                 troubles.append(f"the reference of {progress.key} does not fit")
-    binary = is_binary_255(list(references.confusions.values()))
+    binary = references.settle()
     entries = [_entry(run, p, references.confusions.get(p.study.name), binary) for p in run.studies]
     entries += [_input_entry(source, error) for source, error in run.inputs_failed]
     dice = _mean_dice(run, entries)

@@ -1,4 +1,4 @@
-"""A published label image as NIfTI-1, gzip, on the input's grid."""
+"""A published label image as NIfTI, gzip, on the input's grid."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..geometry import spacing_of
 from ..sources.nifti_header import QUATERNION
 
 MILLIMETRES = 2  # NIfTI's code for the unit of space
+LONGEST_AXIS = 32_767  # of NIfTI-1; a longer one takes NIfTI-2
 
 
 def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any] | None) -> None:
@@ -22,7 +23,8 @@ def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any]
 
     The file has the input's shape, both its transforms with their codes and its units where the input was a NIfTI
     (`facts`, see `pipeline.sources.Header.nifti`), else one transform, the sform (code 1, scanner). Slope 1. The same
-    labels give the same bytes. It appears whole or not at all. Memory: one row of shards.
+    labels give the same bytes. NIfTI-1, or NIfTI-2 where an axis is too long for that. It appears whole or not at all.
+    Memory: one row of shards.
     """
     array = ome.open_array(labels)
     lead, shape = array.shape[:-3], array.shape[-3:]
@@ -50,9 +52,13 @@ def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any]
 def _header(
     shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray, facts: dict[str, Any] | None
 ) -> nib.Nifti1Header:
-    header = nib.Nifti1Header(endianness="<")
+    if max(shape) <= LONGEST_AXIS:
+        header = nib.Nifti1Header(endianness="<")
+        header["magic"], header["vox_offset"] = b"n+1", 352
+    else:
+        header = nib.Nifti2Header(endianness="<")
+        header["magic"], header["vox_offset"] = b"n+2", 544
     header.set_data_dtype(dtype)
-    header["magic"], header["vox_offset"] = b"n+1", 352
     header["scl_slope"], header["scl_inter"] = 1, 0
     if facts is None:
         header.set_data_shape(shape[::-1])

@@ -112,7 +112,8 @@ def _is_result(path: str, out: str | None) -> bool:
     if out is None:
         return False
     real = os.path.realpath(path)
-    return real == out or real.startswith((os.path.join(out, "images"), os.path.join(out, "masks")))
+    results = (os.path.join(out, "images"), os.path.join(out, "masks"))
+    return real in (out, *results) or real.startswith(tuple(folder + os.sep for folder in results))
 
 
 def _is_out(folder: str) -> bool:
