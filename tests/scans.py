@@ -172,7 +172,7 @@ def wait(process: subprocess.Popen[str], timeout: float = 240) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def until(condition: Callable[[], Any], seconds: float = 120, pause: float = 0.002) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 240, pause: float = 0.002) -> Any:
     """What `condition` gives once that is true; fails when it never is."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -138,17 +138,20 @@ def test_records_of_what_is_published_and_what_failed(tmp_path: Path) -> None:
     out = str(tmp_path)
     assert list(ledger.all_published(out)) == []
     good, bad = ledger.folder(out, "0123abcd"), ledger.folder(out, "u0123")
-    ledger.write_published(good, "b", {"content": "x"})
-    ledger.write_published(good, "a", {"content": "x"})
+    record = dict.fromkeys(ledger.RECORD, "x")
+    ledger.write_published(good, "b", record)
+    ledger.write_published(good, "a", record)
+    ledger.write_published(good, "damaged", {"content": "x"})  # not all that a record has: as if it were not there
     ledger.write_failed(bad, {"study": "c", "cause": "input"})
     (tmp_path / "ledger" / "out.json").write_text("{}")
     assert sorted(ledger.keys(out)) == ["0123abcd", "u0123"]
     assert [(key, study) for key, study, _ in ledger.all_published(out)] == [("0123abcd", "a"), ("0123abcd", "b")]
-    assert ledger.published(good, "a") == {"content": "x"}
+    assert ledger.published(good, "a") == record
+    assert ledger.published(good, "damaged") is None
     assert ledger.published(good, "c") is None
     assert ledger.all_failed(out) == {"c": ["u0123"]}
     ledger.forget_published(good, "a")
-    assert ledger.published_names(good) == ["b"]
+    assert ledger.published_names(good) == ["b", "damaged"]
 
 
 def test_what_is_good_now_is_no_failure(tmp_path: Path) -> None:
@@ -165,5 +168,8 @@ def test_what_is_good_now_is_no_failure(tmp_path: Path) -> None:
 def test_a_plan_there_and_back(tmp_path: Path) -> None:
     folder = ledger.folder(str(tmp_path), "k")
     assert ledger.read_plan(folder) is None
-    ledger.write_plan(folder, {"study": "a", "shards": 3})
-    assert ledger.read_plan(folder) == {"study": "a", "shards": 3}
+    plan = {"study": "a", "content": "c", "runtime": {}, "runtime_hash": "r", "shards": 3}
+    ledger.write_plan(folder, plan)
+    assert ledger.read_plan(folder) == plan
+    ledger.write_plan(folder, {"study": "a", "shards": 3})  # damaged: as if it were not there
+    assert ledger.read_plan(folder) is None
