@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
-from engine_workers import Spec
+from engine_workers import HERE, WORKER, Spec
 
 from cluster.engine import RayEngine
-
-HERE = str(Path(__file__).parent)
-WORKER = "engine_workers:Worker"
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -32,16 +27,3 @@ def _workers_importable() -> Iterator[None]:
 def engine() -> Iterator[RayEngine]:
     with RayEngine(Spec(), worker=WORKER, workers=2) as engine:
         yield engine
-
-
-def alive(tag: str) -> list[str]:
-    """The other processes of this machine that name `tag` in their command or their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-            if process.pid != os.getpid() and any(tag in word for word in (*words, *process.environ().values())):
-                found.append(f"{process.pid} {' '.join(words)[:80]}")
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            continue
-    return found

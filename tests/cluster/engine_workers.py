@@ -14,6 +14,9 @@ from typing import Any
 from pipeline.engine import Baseline, Receipt
 from pipeline.errors import StudyError
 
+HERE = str(Path(__file__).parent)
+WORKER = "engine_workers:Worker"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import WORKER
-from engine_workers import Spec, Task, begun
+from engine_workers import WORKER, Spec, Task, begun
 
 from cluster.engine import RayEngine
 from pipeline.engine import Failure, Receipt

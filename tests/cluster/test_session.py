@@ -18,8 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from conftest import HERE, WORKER, alive
-from engine_workers import Spec, Task
+from engine_workers import HERE, WORKER, Spec, Task
 
 from cluster import watchdog
 from cluster.engine import RayEngine
@@ -28,6 +27,19 @@ from pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def alive(tag: str) -> list[str]:
+    """The other processes of this machine that name `tag` in their command or their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if process.pid != os.getpid() and any(tag in word for word in (*words, *process.environ().values())):
+                found.append(f"{process.pid} {' '.join(words)[:80]}")
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+    return found
 
 
 def wait_until(true: Callable[[], object], seconds: float) -> float:

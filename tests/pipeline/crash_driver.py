@@ -28,6 +28,7 @@ class Clock:
 
     def __init__(self, folder: str, at: int | None) -> None:
         self.folder, self.at, self.writes = folder, at, 0
+        self.folders: set[str] = set()  # threads race to make the same ones: each counts once
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
@@ -35,7 +36,9 @@ class Clock:
                 path = os.fsdecode(arguments[0])
             except TypeError:  # a file descriptor
                 return
-            if path.startswith(self.folder):
+            if path.startswith(self.folder) and not (event == "os.mkdir" and path in self.folders):
+                if event == "os.mkdir":
+                    self.folders.add(path)
                 self.writes += 1
                 if self.writes == self.at:
                     os.kill(os.getpid(), signal.SIGKILL)
