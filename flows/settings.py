@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def prefect_client(home: Path, url: str, password: str) -> Iterator[None]:
             temporary_settings(updates={"flows.heartbeat_frequency": None}),
         ):
             setup_logging()
+            for name in ("flow_runs", "task_runs"):  # of our own flow: what went wrong in it is ours to say
+                logging.getLogger(f"prefect.{name}").propagate = False
             yield
     finally:
         setup_logging()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Engine, SerialEngine, WorkerSpec, keep_few_arenas
+from .errors import StudyError, UsageError
 from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
@@ -45,10 +46,14 @@ def run_blocks(
         works = run.works()
         first = next(works, None)
         if first is not None:
-            for outcome in run.engine().run(chain([first], works), run.stop):
-                run.take(outcome)
+            try:
+                for outcome in run.engine().run(chain([first], works), run.stop):
+                    run.take(outcome)
+                    run.settle(publish)
+                    observe(run)
+            except (StudyError, UsageError) as error:  # the workers are gone for good
                 run.settle(publish)
-                observe(run)
+                run.give_up(error)
     if not run.stop.is_set():
         run.settle(publish)
     observe(run)

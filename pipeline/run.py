@@ -17,7 +17,7 @@ from typing import Any
 
 from . import ledger, results, store
 from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
-from .errors import Cause, Interrupted, StudyError
+from .errors import Cause, Interrupted, StudyError, UsageError
 from .ingest import Image, image_url
 from .job import Job
 from .prepare import measure, plan_blocks, take_in, tiles_of
@@ -27,6 +27,7 @@ from .start import Method, memory_budget, new_run_id
 
 logger = logging.getLogger("maskmill")
 
+PATIENCE_SECONDS = 5.0  # with a study that is being read when the run is to end
 State = str  # waiting, segmenting, whole, published, failed, interrupted
 
 
@@ -71,6 +72,7 @@ class Run:
         self.twins: list[Progress] = []  # of the same content as another study: they wait for it
         self.baseline: Baseline | None = None
         self.budget, self.workers = 0, 1
+        self._preparing = threading.Lock()  # held while a study is read: engines may do that in another thread
         self._engine: Engine | None = None
         self._start: Callable[[], Engine]
 
@@ -102,7 +104,9 @@ class Run:
         for progress in self.studies:
             if self.stop.is_set():
                 return
-            for task in self._prepared(progress):
+            with self._preparing:
+                tasks = self._prepared(progress)
+            for task in tasks:
                 waiting.append(task)
                 tiles += task.grid.count(task.shards.box_of(task.range))
                 if tiles >= self.method.spec.runtime.batch:
@@ -283,6 +287,26 @@ class Run:
             if key != progress.key:
                 ledger.clear_failed(ledger.folder(self.out, key))
 
+    def give_up(self, error: StudyError | UsageError) -> None:
+        """The workers were lost and cannot be had again: what has no end by now has failed of that."""
+        if self.stop.is_set():  # interrupted before: `close` says so
+            return
+        self.stop.set()
+        with self._reading_ended():
+            for progress in self.studies:
+                if progress.state not in ("published", "failed"):
+                    self.fail(progress, StudyError("crash", f"the workers were lost: {error}"))
+
+    @contextmanager
+    def _reading_ended(self) -> Iterator[None]:
+        """After `stop` was set, wait for the study that is being read: its state must not change under our eyes."""
+        waited = self._preparing.acquire(timeout=PATIENCE_SECONDS)
+        try:
+            yield
+        finally:
+            if waited:
+                self._preparing.release()
+
     def close(self) -> None:
         """What has no end by now was interrupted; an INPUT that is no study stands in the ledger as failed too."""
         for given in set(self.job.inputs) - {progress.study.source for progress in self.studies}:
@@ -292,6 +316,7 @@ class Run:
             record |= {"cause": error.cause, "message": error.message}
             with suppress(OSError):
                 ledger.write_failed(ledger.folder(self.out, ledger.location_key(source)), record)
-        for progress in self.studies:
-            if progress.state not in ("published", "failed"):
-                progress.state = "interrupted"
+        with self._reading_ended():
+            for progress in self.studies:
+                if progress.state not in ("published", "failed"):
+                    progress.state = "published" if progress.reused else "interrupted"

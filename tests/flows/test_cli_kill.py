@@ -36,6 +36,8 @@ from scans import (
 
 import pipeline
 
+pytestmark = pytest.mark.timeout(600)
+
 STUDIES = ("a", "b")
 SHARDS = 5  # of each study
 MODEL = "tiny-resunet"
@@ -126,6 +128,18 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_run_goes_on(work: 
     assert (ended.code, ended.json["published"]) == (0, 2)
     assert "Traceback" not in ended.err
     check_kept(work, done)
+    check_results(work)
+
+
+def test_a_killed_prefect_server_is_started_again(work: Work) -> None:
+    driver = work.start("--engine", "serial")
+    until(lambda: work.marked(1))
+    (server,) = [int(line.split()[0]) for line in work.processes() if "server_process.py" in line]
+    os.kill(server, signal.SIGKILL)
+    ended = wait(driver)
+    assert ended.code == 0, ended.err
+    assert "the Prefect server ended with exit code -9; it is started again" in ended.err
+    assert "Traceback" not in ended.err
     check_results(work)
 
 

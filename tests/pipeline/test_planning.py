@@ -15,7 +15,7 @@ from pipeline import ome
 from pipeline.engine import Baseline
 from pipeline.errors import StudyError
 from pipeline.grid import Box, Shards, Triple, make_grid
-from pipeline.planning import Needs, Plan, make_plan
+from pipeline.planning import Needs, Plan, arrays_bytes, make_plan
 
 GIB = 1 << 30
 BASE = Baseline(host_bytes=400 << 20, device_bytes=0, seconds_per_tile=1.0)
@@ -97,6 +97,20 @@ def test_the_projection_covers_the_arrays_of_every_block(
         sums = 4 * classes * min(tile[0], extent.shape[0]) * height * width
         labels = min(shard[0], extent.shape[0]) * height * width
         assert plan.host_bytes >= 1.1 * (BASE.host_bytes + inputs + rows_of_chunks + sums + labels)
+
+
+def test_a_block_in_the_middle_reads_a_tile_past_each_side() -> None:
+    """Tiles at every voxel reach as far as tiles can; fifty channels, so that the input window is what counts."""
+    shape, tile, margin = (32, 300, 300), (32, 32, 32), (0, 8, 8)
+    window = tuple(t + 2 * m for t, m in zip(tile, margin, strict=True))
+    grid, shards = make_grid(shape, window, 0.99, margin), Shards(shape, (32, 64, 64))
+    block = Box((0, 2, 2), (1, 3, 3))
+    plan = Plan(grid, shards, (block,), 0, 0, 0, 0.0)
+    _, h, w = hull(plan, block).shape
+    assert (h, w) == (64 + 2 * 31 + 16,) * 2
+    arrays = 50 * (4 * 32 * h * w + 8 * h * w * 2)
+    host, _ = arrays_bytes((64, 64), 32, grid, shards, needs(classes=1, channels=50, image_chunk=(8, 8, 8)))
+    assert arrays <= host <= 1.2 * arrays
 
 
 def test_the_formula_as_it_is_written() -> None:

@@ -118,6 +118,22 @@ def test_oblique_with_either_transform_or_both(tmp_path: Path, affine: np.ndarra
     check(mask, source, labels)
 
 
+def test_quaternions_near_half_turns_are_handed_on_as_they_are(tmp_path: Path) -> None:
+    """Most scans lie near one: there a matrix made of a quaternion does not give the same quaternion back."""
+    labels, rng = label_image(tmp_path), np.random.default_rng(0)
+    source = save(tmp_path / "scan.nii", qform=(OBLIQUE[0], 1), sform=(None, 0))
+    plain = bytearray(source.read_bytes())
+    for largest in np.repeat([0, 1e-5, 1e-4, 1e-3, 1e-2], 8):
+        axis, a = rng.normal(size=3), largest * rng.random()
+        axis *= np.sqrt(1 - a * a) / np.linalg.norm(axis)
+        pixdim = [rng.choice([-1, 1]), *rng.uniform(0.3, 4, 3)]  # the first: left- or right-handed
+        plain[76:92] = np.array(pixdim, np.float32).tobytes()
+        plain[256:268] = axis.astype(np.float32).tobytes()
+        source.write_bytes(plain)
+        mask, _ = exported(tmp_path, source)
+        check(mask, source, labels)
+
+
 def test_two_transforms_that_differ_are_both_kept(tmp_path: Path) -> None:
     labels = label_image(tmp_path)
     source = save(tmp_path / "scan.nii", qform=(OBLIQUE[1], 1), sform=(OBLIQUE[3], 4))
