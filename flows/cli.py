@@ -103,6 +103,25 @@ def plan(
 
 
 @app.command()
+def train(
+    job: Annotated[str, typer.Argument(help="a YAML file: data, labels, network, recipe; see docs/training.md")],
+    out: Annotated[str, typer.Option("-o", "--out", help="the model folder to make")],
+    engine: EngineName = None,
+    threads: Annotated[int | None, typer.Option(help="default: all cores")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network on images and masks; a model folder comes out. Run it again to go on where it stopped."""
+    from pipeline.job import read_job_file
+
+    flags = {"engine": engine, "threads": threads, "address": address}
+    settings = read_job_file(job) | {name: value for name, value in flags.items() if value is not None}
+    from .train_job import train_command
+
+    raise typer.Exit(train_command(settings, out, as_json=as_json))
+
+
+@app.command()
 def status(
     out: Annotated[str, typer.Argument(help="a folder that `segment` wrote to")],
     as_json: Json = False,

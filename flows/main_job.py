@@ -40,9 +40,10 @@ def segment_job(job: Job) -> Summary:
     _warn_of_threads(job, run.method.spec.runtime.threads)
     try:
         with run_log(run.out, run.id), ProgressLine() as line, prefect_server():
-            from .segment import run_flow, stopping
+            from .segment import run_flow
+            from .stages import stopping
 
-            with stopping(run):
+            with stopping(run.stop):
                 return run_flow(run, engine, line.show)
     except ServerError as error:
         raise UsageError(f"the Prefect server of this command did not start: {error}") from None

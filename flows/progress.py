@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressLine:
-    """Shows studies, share of the tiles and the time that is left, as often as is useful."""
+    """Shows what is done, its share of the work and the time that is left, as often as is useful."""
 
     def __init__(self) -> None:
         self.live: Any = None
@@ -44,17 +44,20 @@ class ProgressLine:
             self.live.stop()
 
     def show(self, run: Run) -> None:
-        """Bring what is shown up to date."""
-        fraction = run.fraction_done()
+        """Bring what is shown of a run over studies up to date."""
+        self.tell(_studies(run), run.fraction_done(), "of the tiles")
+
+    def tell(self, text: str, fraction: float, of: str) -> None:
+        """Show `text` and that a share of the work (0 to 1, `of` what) is done."""
         if self.first is None:
             self.first = time.monotonic(), fraction
         if self.live is not None:
-            self.live.update(self.bar, completed=fraction, description=_studies(run))
+            self.live.update(self.bar, completed=fraction, description=text)
         elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = time.monotonic()
             left = self._left(fraction)
             print(
-                f"{_studies(run)}, {fraction:.0%} of the tiles, {self.shown - self.began:.0f} s"
+                f"{text}, {fraction:.0%} {of}, {self.shown - self.began:.0f} s"
                 + (f", about {left:.0f} s left" if left is not None else ""),
                 file=sys.stderr,
                 flush=True,

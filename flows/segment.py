@@ -1,26 +1,25 @@
 """The main job as a Prefect flow: tasks plan, segment (owns the workers), publish per study, report.
 
 Import this inside `prefect_server()`. Prefect sees run ids and study keys; what a run knows stays in this
-process. A task's error reaches Prefect as the name of its class alone, because messages may hold paths.
+process.
 """
 
 from __future__ import annotations
 
 import functools
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from pipeline.api import EngineFactory, run_blocks
 from pipeline.run import Progress, Run
 from pipeline.summary import References, Summary, finish
+
+from .stages import listen, stage, stopping
 
 RUNS: dict[str, FlowRun] = {}
 ARTIFACT_SECONDS = 2.0
@@ -50,21 +49,7 @@ def run_flow(run: Run, engine: EngineFactory, observe: Callable[[Run], None] = l
     return state.summary
 
 
-def _stage(name: str, label: str | None = None) -> Callable[[Callable[..., Any]], Any]:
-    """A Prefect task around a function of a run id; its error stays in this process."""
-
-    def wrap(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def guarded(run_id: str, *rest: Any) -> Any:
-            try:
-                return function(run_id, *rest)
-            except BaseException as error:
-                RUNS[run_id].error = error
-                return Failed(message=type(error).__name__)
-
-        return task(name=name, task_run_name=label or name, cache_policy=NO_CACHE, persist_result=False)(guarded)
-
-    return wrap
+_stage = functools.partial(stage, RUNS)
 
 
 @_stage("plan")
@@ -95,7 +80,7 @@ def segment_task(run_id: str) -> None:
         publish_task(run_id, progress.key, return_state=True)
 
     # Starting an engine may take the signals over: they are taken back before blocks run.
-    with stopping(run):
+    with stopping(run.stop):
         run_blocks(run, _rearmed(state.engine, run), publish, observe)
     update_progress_artifact(artifact, run.fraction_done() * 100)
 
@@ -103,7 +88,7 @@ def segment_task(run_id: str) -> None:
 def _rearmed(engine: EngineFactory, run: Run) -> EngineFactory:
     def start(spec: Any) -> Any:
         started = engine(spec)
-        _listen(run)
+        listen(run.stop)
         return started
 
     return start
@@ -130,7 +115,7 @@ def report_task(run_id: str) -> None:
 def segment_flow(run_id: str) -> Any:
     """Segment the studies of a run. The parameter is a run id and nothing else, since Prefect keeps it."""
     state = RUNS[run_id]
-    with stopping(state.run):
+    with stopping(state.run.stop):
         plan_task(run_id, return_state=True)
         if state.error is None:
             segment_task(run_id, return_state=True)
@@ -142,28 +127,6 @@ def segment_flow(run_id: str) -> Any:
     assert summary is not None
     counts = f"{summary.published} published, {summary.failed} failed, {summary.interrupted} interrupted"
     return Failed(message=counts) if summary.exit_code else Completed(message=counts)
-
-
-@contextmanager
-def stopping(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM set the run's stop event, so that it ends cleanly; a second SIGINT ends it now."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _listen(run)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _listen(run: Run) -> None:
-    def stop(number: int, _: Any) -> None:
-        if run.stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        run.stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
 
 
 def _markdown(summary: Summary) -> str:

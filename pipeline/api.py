@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -15,17 +15,23 @@ from .logs import run_log
 from .planning import Plan
 from .prepare import measure, plan_only
 from .run import Progress, Run
+from .sources import Found
 from .start import claim_out, find, memory_budget, resolve_method
 from .summary import References, Summary, finish, write_run
 
 EngineFactory = Callable[[WorkerSpec], Engine]
 
 
-def start_run(job: Job) -> Run:
-    """Check everything that can be checked before work begins. Raises UsageError."""
+def start_run(job: Job, only: Container[str] | None = None) -> Run:
+    """Check everything that can be checked before work begins; `only`: names of the studies to take up, default all.
+
+    Raises UsageError.
+    """
     keep_few_arenas()
     method = resolve_method(job)
     found = find(job)
+    if only is not None:
+        found = Found([study for study in found.studies if study.name in only], [])
     published = claim_out(job, method, found)
     run = Run(job, method, found, published)
     write_run(run)

@@ -30,7 +30,7 @@ def confusion(labels: str, affine: np.ndarray, reference: Study) -> tuple[Confus
     lead = (0,) * (array.ndim - 3)
     counts: Confusion = {}
     with open_source(reference) as source:
-        _check_fit(source.header, shape, affine)
+        check_fit(source.header, shape, affine)
         z = 0
         for slab in source.slabs(rows):
             predicted = ome.read(array, (*lead, slice(z, z + slab.shape[1])))
@@ -40,7 +40,7 @@ def confusion(labels: str, affine: np.ndarray, reference: Study) -> tuple[Confus
         return counts, source.digest()
 
 
-def _check_fit(header: Any, shape: tuple[int, ...], affine: np.ndarray) -> None:
+def check_fit(header: Any, shape: tuple[int, ...], affine: np.ndarray) -> None:
     if header.channels != 1:
         raise StudyError("input", f"the reference has {header.channels} channels; a mask has one")
     if tuple(header.shape) != shape:

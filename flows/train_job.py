@@ -1,0 +1,90 @@
+"""`maskmill train`: from a job file to a model folder and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import Interrupted, UsageError
+from pipeline.sources.names import shown
+
+from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Preparation
+
+
+def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
+    """Train; messages to stderr, with `as_json` one line of JSON to stdout. 1 where cases had to be set aside."""
+    from pipeline.logs import run_log
+    from pipeline.start import new_run_id
+    from pipeline.training.job import make_train_job
+    from pipeline.training.run import claim, is_done
+    from segmodels.runtime import usable_cores
+
+    from .server import ServerError, prefect_server
+
+    job, folder, began = make_train_job(settings), Path(out), time.monotonic()
+    if job.engine == "serial" and job.address is not None:
+        raise UsageError("address names a Ray cluster; it does not go with engine serial")
+    if is_done(job, folder):
+        print(f"nothing to do: {folder} holds the model of this job already", file=sys.stderr)
+        return _close(folder, None, began, as_json=as_json)
+    claim(job, folder)
+    stop, run_id = threading.Event(), new_run_id()
+    try:
+        with run_log(str(folder / "training"), run_id), ProgressLine() as line, prefect_server():
+            from .train import FlowTraining, run_training
+
+            state = FlowTraining(job, folder, job.threads or usable_cores(), stop, _teller(line))
+            try:
+                run_training(state, run_id)
+            except Interrupted:
+                raise KeyboardInterrupt from None
+    except ServerError as error:
+        raise UsageError(f"the Prefect server of this command did not start: {error}") from None
+    return _close(folder, state.preparation, began, as_json=as_json)
+
+
+def _teller(line: ProgressLine) -> Any:
+    def tell(stage: str, share: float, facts: Mapping[str, float]) -> None:
+        shown_facts = ", ".join(
+            f"{name} {value:.0f}" if value == int(value) else f"{name} {value:.4f}"
+            for name, value in facts.items()
+            if value == value  # not NaN: there is no loss yet
+        )
+        line.tell(f"{stage}: {shown_facts}" if shown_facts else stage, share, "done")
+
+    return tell
+
+
+def _close(folder: Path, preparation: Preparation | None, began: float, *, as_json: bool) -> int:
+    """Say what came out."""
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    training, quality = card["training"], card["quality"]
+    aside = preparation.failures if preparation is not None else []
+    for where, why in aside:
+        print(f"set aside: {shown(where)}: {why.cause}: {why}", file=sys.stderr)
+    for name, facts in (quality or {}).get("structures", {}).items():
+        low, high = facts["interval_95"]
+        print(f"  {name}: Dice {facts['mean']:.4f} ({low:.4f} to {high:.4f}) on {facts['n']} cases", file=sys.stderr)
+    print(f"model: {folder}", file=sys.stderr)
+    if as_json:
+        document = {
+            "model": str(folder),
+            "name": card["name"],
+            "steps": [member["steps"] for member in training["members"]],
+            "minutes": [member["minutes"] for member in training["members"]],
+            "training": len(training["split"]["training"]),
+            "validation": len(training["split"]["validation"]),
+            "set_aside": [{"source": w, "cause": e.cause, "message": e.message} for w, e in aside],
+            "quality": quality,
+            "seconds": time.monotonic() - began,
+        }
+        print(json.dumps(document))
+    return 1 if training["set_aside"] else 0

@@ -1,0 +1,242 @@
+"""A training from its job to the model folder, in stages that a rerun goes on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segmodels.train.cases import Case
+from segmodels.train.recipe import Recipe
+
+from .. import store
+from ..errors import Interrupted, StudyError, UsageError
+from ..summary import versions
+from .curve import write_curve
+from .job import TrainJob
+from .pairs import Pair, Split, draw_split, find_pairs
+from .prepare import prepare
+from .quality import curve_scorer, measure_quality
+
+logger = logging.getLogger("maskmill")
+
+WORK = ".training"  # in the model folder, until the model is whole
+
+Observe = Callable[[str, float, Mapping[str, float]], None]
+"""Told of what goes on: the stage, the share of it that is done (0 to 1), facts to show."""
+
+
+def _unseen(stage: str, share: float, facts: Mapping[str, float]) -> None:
+    pass
+
+
+@dataclass
+class Preparation:
+    """The cases of a job, ready to learn from. facts: what prepare said of each, by name."""
+
+    cases: dict[str, Case]
+    facts: dict[str, dict[str, Any]]
+    pairs: dict[str, Pair]
+    split: Split
+    failures: list[tuple[str, StudyError]] = field(default_factory=list)
+
+    @property
+    def training(self) -> list[Case]:
+        return [self.cases[name] for name in self.split.training]
+
+    @property
+    def validation(self) -> list[Case]:
+        return [self.cases[name] for name in self.split.validation]
+
+
+def is_done(job: TrainJob, out: Path) -> bool:
+    """Whether the model folder is whole and of this job. Raises UsageError where it holds something else."""
+    card = store.read_json(str(out / "card.json"))
+    begun = store.read_json(str(out / WORK / "job.json"))
+    held = (card.get("training") or {}).get("job") if card is not None else (begun or {}).get("fingerprint")
+    if held is None and card is None and (not out.exists() or begun is not None or not any(out.iterdir())):
+        return False
+    if held != job.fingerprint:
+        what = "a model" if card is not None else "a training that is not finished"
+        raise UsageError(f"{out} holds {what} of another job (or of older settings): give another folder")
+    return card is not None
+
+
+def claim(job: TrainJob, out: Path) -> None:
+    """Make the model folder this job's. Raises UsageError where it cannot be written."""
+    try:
+        store.write_json(str(out / WORK / "job.json"), {"fingerprint": job.fingerprint})
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Observe = _unseen) -> Preparation:
+    """Read all pairs; bad ones are set aside. Raises UsageError where what is left cannot teach the labels."""
+    pairs, failures = find_pairs(job.data)
+    split = draw_split(job.split, [pair.name for pair in pairs])
+    used = {*split.training, *split.validation}
+    cases: dict[str, Case] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for i, pair in enumerate(pairs):
+        if pair.name not in used:
+            continue
+        try:
+            cases[pair.name], facts[pair.name] = prepare(job, pair, out / WORK / "cases" / pair.name, stop)
+        except StudyError as error:
+            failures.append((pair.image.source, error))
+        except OSError as error:
+            failures.append(
+                (pair.image.source, StudyError("storage", error.strerror or "it cannot be read or written"))
+            )
+        observe("prepare", (i + 1) / len(pairs), {"cases": i + 1})
+    split = Split(*(tuple(n for n in part if n in cases) for part in (split.training, split.validation)))
+    if not split.training:
+        where, why = failures[0]
+        raise UsageError(f"no case is left to learn from; the first that was set aside: {where}: {why}")
+    for value, name in job.labels.items():
+        if not any(facts[case]["voxels"][value] for case in split.training):
+            raise UsageError(f"label {value} ({name}) occurs in no training case: take it out of labels, or add cases")
+    return Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures)
+
+
+def members_of(job: TrainJob, preparation: Preparation) -> Iterator[tuple[Recipe, list[Case]]]:
+    """Recipe and cases of each network of the ensemble."""
+    training = preparation.training
+    for member in range(job.members):
+        recipe = job.recipe.model_copy(update={"seed": job.recipe.seed + member})
+        if job.members_by == "folds":
+            yield recipe, [case for i, case in enumerate(training) if i % job.members != member]
+        else:
+            yield recipe, training
+
+
+def train_members(
+    job: TrainJob, out: Path, preparation: Preparation, threads: int, stop: threading.Event, observe: Observe = _unseen
+) -> None:
+    """Train every network that is not trained yet; their states stay in the work folder. Raises Interrupted."""
+    import segmodels
+    from segmodels.train.loop import Task, Training, train
+
+    teacher = segmodels.load(job.teacher).network if job.teacher is not None else None
+    score = curve_scorer(job, preparation.validation) if preparation.validation else None
+    flips = [axis + 3 - len(job.tile) for axis in job.mirror_axes]
+    for member, (recipe, cases) in enumerate(members_of(job, preparation)):
+
+        def show(training: Training, progress: float, member: int = member) -> None:
+            observe("train", (member + progress) / job.members, _shown(training))
+
+        task = Task(
+            network=_fresh(job, recipe.seed),
+            cases=tuple(cases),
+            recipe=recipe,
+            patch=job.patch,
+            flips=tuple(flips),
+            folder=out / WORK / f"member-{member}",
+            threads=threads,
+            teacher=teacher,
+        )
+        training = train(task, validate=score, stop=stop, observe=show)
+        if training.progress(recipe) < 1:
+            raise Interrupted
+
+
+def _shown(training: Any) -> dict[str, float]:
+    facts = {"step": float(training.step), "loss": training.losses[-1] if training.losses else float("nan")}
+    if training.rows:
+        facts |= {n: v for n, v in training.rows[-1].items() if n.startswith("dice ")}
+    return facts
+
+
+def _fresh(job: TrainJob, seed: int) -> Any:
+    """The network with its first weights, which the seed decides."""
+    import torch
+
+    import segmodels
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return segmodels.create(job.network.name, **job.network.config)
+
+
+def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: int) -> dict[str, Any]:
+    """Put the members together, measure them on the validation cases, write the model folder; gives its quality."""
+    import segmodels
+    from segmodels.train import checkpoint
+
+    states = [checkpoint.read(out / WORK / f"member-{i}") for i in range(job.members)]
+    assert all(state is not None for state in states)
+    network = _assemble(job, [state["kept"] for state in states if state is not None])
+    ref = {"network": {"name": network.architecture, "config": network.config}}
+    draft = out / WORK / "model"
+    segmodels.save(network, job.card(**ref), draft)
+    quality = None
+    if preparation.split.validation:
+        pairs = [preparation.pairs[name] for name in preparation.split.validation]
+        quality = measure_quality(job, draft, pairs, out / WORK / "validation", threads)
+    rows = [{"member": float(i), **row} for i, state in enumerate(states) if state for row in state["rows"]]
+    write_curve(out / "training", rows)
+    store.write_json(str(out / "training" / "split.json"), _lists(preparation.split))
+    facts = _facts(job, preparation, [state for state in states if state is not None])
+    segmodels.save(network, job.card(**ref, training=facts, quality=quality), out)
+    shutil.rmtree(out / WORK)
+    return quality or {}
+
+
+def _assemble(job: TrainJob, kept: list[dict[str, Any]]) -> Any:
+    """One network with the averaged weights of its members."""
+    import segmodels
+
+    if job.members == 1:
+        network = segmodels.create(job.network.name, **job.network.config)
+        network.load_state_dict(kept[0])
+        return network.eval()
+    described = {"name": job.network.name, "config": job.network.config}
+    network = segmodels.create("ensemble", members=job.members, network=described)
+    network.load_state_dict({f"members.{i}.{n}": t for i, state in enumerate(kept) for n, t in state.items()})
+    return network.eval()
+
+
+def _lists(split: Split) -> dict[str, list[str]]:
+    return {"training": list(split.training), "validation": list(split.validation)}
+
+
+def _facts(job: TrainJob, preparation: Preparation, states: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the card says of the training."""
+    digests = {n: [preparation.facts[n]["image"], preparation.facts[n]["mask"]] for n in sorted(preparation.cases)}
+    return {
+        "job": job.fingerprint,
+        "data": {
+            "licence": job.data.licence,
+            "source": job.data.source,
+            "sha256_of_image_and_mask": digests,
+        },
+        "split": _lists(preparation.split),
+        "set_aside": len(preparation.failures),
+        "recipe": job.recipe.model_dump(mode="json"),
+        "members": [
+            {"steps": s["step"], "minutes": round(s["seconds"] / 60, 3), **s["way"]} for s in states
+        ],
+        "members_by": job.members_by,
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+@contextmanager
+def training_errors() -> Iterator[None]:
+    """What training says about a bad case or loss is the user's to mend."""
+    from segmodels.train.loss import TrainingError
+
+    try:
+        yield
+    except TrainingError as error:
+        raise StudyError("model", str(error)) from None
+    except json.JSONDecodeError as error:
+        raise StudyError("storage", f"a file of this training is damaged: {error.msg}") from None
