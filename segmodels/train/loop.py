@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,10 @@ from segmodels.network import Network
 from segmodels.train import checkpoint
 from segmodels.train.augment import Triple
 from segmodels.train.cases import Case, require
-from segmodels.train.loss import Supervised, TrainingError, distance_from, make_loss, refuse_nan
+from segmodels.train.loss import Supervised, distance_from, make_loss, refuse_nan
 from segmodels.train.recipe import Recipe
 from segmodels.train.samples import Samples, batches
-from segmodels.train.speed import Way, find_way
-
-logger = logging.getLogger("maskmill")
+from segmodels.train.speed import Way, find_way, halved, is_out_of_memory
 
 ENDLESS = 1 << 40  # steps, where only the time ends a training
 LEAST_ROWS = 20  # of the learning curve
@@ -123,6 +120,8 @@ def _begin(task: Task, samples: Samples) -> Training:
     training = Training(supervised, kept, _optimizer(supervised, task.recipe), way)
     if held is not None:
         checkpoint.restore(training, held)
+    else:
+        checkpoint.write(task.folder, training)  # the way is settled from here on
     return training
 
 
@@ -161,7 +160,7 @@ def _step(
     training: Training, run: Any, loss: Any, task: Task, images: Tensor, labels: Tensor, names: Sequence[str]
 ) -> None:
     """One step of the optimiser and of the average. A batch that memory cannot take goes through in parts."""
-    recipe, way = task.recipe, training.way
+    recipe = task.recipe
     images, labels = _of_dims(images, labels, task.network.dims)
     rate = learning_rate(recipe, training.progress(recipe))
     for group in training.optimizer.param_groups:
@@ -173,16 +172,9 @@ def _step(
             value = _backward(training, run, loss, task, images, labels, names)
             break
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            if training.way.batch == 1:
-                raise TrainingError(
-                    f"not even one sample of {list(task.patch)} voxels fits into memory: give a smaller patch, or a "
-                    "smaller network"
-                ) from None
-        smaller = training.way.batch // 2
-        logger.warning("out of memory: gradients add up over smaller batches", extra={"samples": smaller})
-        training.way = way = replace(way, batch=smaller)
+        training.way = halved(training.way)
     norm = nn.utils.clip_grad_norm_(training.supervised.parameters(), recipe.clip or math.inf)
     refuse_nan(norm, training.step, names)
     training.optimizer.step()
@@ -213,12 +205,6 @@ def _backward(
         torch.autograd.backward(value * weight)
         total += float(value.detach()) * weight
     return total
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-    )
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def refuse_nan(loss: Tensor, step: int, cases: Sequence[str]) -> None:
     """Raise TrainingError for a loss that is not finite."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"the loss became {float(loss)} at step {step}, with samples of {', '.join(sorted(set(cases)))}: look at "
+            f"the loss became {float(loss.detach())} at step {step}, with samples of {', '.join(sorted(set(cases)))}: look at "
             "these cases, or lower the learning_rate; the last good state is kept"
         )
 

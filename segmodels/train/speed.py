@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segmodels.train.loss import Loss, Supervised
+from segmodels.train.loss import Loss, Supervised, TrainingError
 from segmodels.train.recipe import Recipe
 
 logger = logging.getLogger("maskmill")
@@ -72,7 +72,15 @@ def find_way(supervised: Supervised, loss: Loss, images: Tensor, labels: Tensor,
     """The fastest way of those that the recipe leaves open, measured with one batch on a copy of the network."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plain = Way(device, "fp32", False, False, recipe.batch, threads)
-    found = {way: _seconds(way, supervised, loss, images, labels) for way in _ways(plain, recipe)}
+    found: dict[Way, float] = {}
+    while not found:
+        try:
+            found = {way: _seconds(way, supervised, loss, images, labels) for way in _ways(plain, recipe)}
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if not found:
+            plain = halved(plain)
     best = min(found, key=lambda way: found[way])
     if recipe.compile != "no" and (recipe.compile == "yes" or (recipe.minutes or 0) >= COMPILE_MINUTES):
         compiled = replace(best, compiled=True)
@@ -98,9 +106,24 @@ def _seconds(way: Way, supervised: Supervised, loss: Loss, images: Tensor, label
     for _ in range(TRIED):
         began = time.perf_counter()
         with way.autocast():
-            levels = trial(way.give(images))
-        torch.autograd.backward(loss([level.float() for level in levels], labels.to(way.device)))
+            levels = trial(way.give(images[: way.batch]))
+        torch.autograd.backward(loss([level.float() for level in levels], labels[: way.batch].to(way.device)))
         if way.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def halved(way: Way) -> Way:
+    """The way with half as many samples per pass. Raises TrainingError where there is one already."""
+    if way.batch == 1:
+        raise TrainingError("not even one sample fits into memory: give a smaller patch, or a smaller network")
+    logger.warning("out of memory: gradients add up over smaller batches", extra={"samples": way.batch // 2})
+    return replace(way, batch=way.batch // 2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory is short."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    )
