@@ -42,10 +42,10 @@ def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
             from .train import FlowTraining, run_training
 
             state = FlowTraining(job, folder, job.threads or usable_cores(), stop, _teller(line))
-            try:
-                run_training(state, run_id)
-            except Interrupted:
-                raise KeyboardInterrupt from None
+            run_training(state, run_id)
+    except Interrupted:
+        print("maskmill: interrupted; run it again to go on", file=sys.stderr)
+        return 130
     except ServerError as error:
         raise UsageError(f"the Prefect server of this command did not start: {error}") from None
     return _close(folder, state.preparation, began, as_json=as_json)

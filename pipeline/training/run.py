@@ -58,14 +58,20 @@ class Preparation:
 
 def is_done(job: TrainJob, out: Path) -> bool:
     """Whether the model folder is whole and of this job. Raises UsageError where it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give a folder for the model")
     card = store.read_json(str(out / "card.json"))
     begun = store.read_json(str(out / WORK / "job.json"))
-    held = (card.get("training") or {}).get("job") if card is not None else (begun or {}).get("fingerprint")
-    if held is None and card is None and (not out.exists() or begun is not None or not any(out.iterdir())):
+    if card is not None:
+        held, what = (card.get("training") or {}).get("job"), "a model"
+    elif begun is not None:
+        held, what = begun.get("fingerprint"), "a training that is not finished"
+    else:
+        if out.exists() and (strange := sorted(out.iterdir())):
+            raise UsageError(f"{out} holds {strange[0].name}, which is no part of a model: give an empty or new folder")
         return False
     if held != job.fingerprint:
-        what = "a model" if card is not None else "a training that is not finished"
-        raise UsageError(f"{out} holds {what} of another job (or of older settings): give another folder")
+        raise UsageError(f"{out} holds {what} of another job (or of other settings): give another folder")
     return card is not None
 
 

@@ -81,9 +81,10 @@ def distance_from(teacher: Tensor, student: Tensor) -> Tensor:
 def refuse_nan(loss: Tensor, step: int, cases: Sequence[str]) -> None:
     """Raise TrainingError for a loss that is not finite."""
     if not torch.isfinite(loss):
+        named = ", ".join(sorted(set(cases)))
         raise TrainingError(
-            f"the loss became {float(loss.detach())} at step {step}, with samples of {', '.join(sorted(set(cases)))}: look at "
-            "these cases, or lower the learning_rate; the last good state is kept"
+            f"the loss became {float(loss.detach())} at step {step}, with samples of {named}: look at these "
+            "cases, or lower the learning_rate; the last good state is kept"
         )
 
 
