@@ -24,7 +24,6 @@ from pipeline.training.run import (
     finish_model,
     prepare_cases,
     train_members,
-    training_errors,
 )
 
 from .stages import listen, stage, stopping
@@ -80,7 +79,7 @@ def train_task(run_id: str) -> None:
             update_progress_artifact(artifact, share * 100)
 
     arguments = (state.job, state.out, state.preparation, state.threads, state.stop)
-    with stopping(state.stop), training_errors():
+    with stopping(state.stop):
         if state.job.engine == "serial":
             train_members(*arguments, observe)
         else:

@@ -73,7 +73,12 @@ class TrainJob(Part):
     intended_use: str | None = None
     engine: Literal["ray", "serial"] = "ray"
     address: str | None = Field(None, description="an existing Ray cluster to join")
-    threads: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = Field(None, description="default: all cores")
+    workers: Annotated[int, Field(strict=True, ge=1, le=16)] | None = Field(
+        None, description="members trained at once on Ray; default: one per GPU, else one"
+    )
+    threads: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = Field(
+        None, description="per member; default: all cores"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -127,7 +132,9 @@ class TrainJob(Part):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of all that decides what is learned; how long and where it runs does not enter."""
-        facts = self.model_dump(mode="json", by_alias=True, exclude={"engine", "address", "threads", "intended_use"})
+        facts = self.model_dump(
+            mode="json", by_alias=True, exclude={"engine", "address", "workers", "threads", "intended_use"}
+        )
         for field in ("minutes", "readers", "checkpoint_minutes"):
             del facts["recipe"][field]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segmodels.train.cases import Case
-from segmodels.train.recipe import Recipe
 
 from .. import store
 from ..errors import Interrupted, StudyError, UsageError
@@ -112,45 +109,65 @@ def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Obse
     return Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures)
 
 
-def members_of(job: TrainJob, preparation: Preparation) -> Iterator[tuple[Recipe, list[Case]]]:
-    """Recipe and cases of each network of the ensemble."""
+def member_cases(job: TrainJob, preparation: Preparation, member: int) -> list[Case]:
+    """What one network of the ensemble learns from: everything, or all folds but its own."""
     training = preparation.training
-    for member in range(job.members):
-        recipe = job.recipe.model_copy(update={"seed": job.recipe.seed + member})
-        if job.members_by == "folds":
-            yield recipe, [case for i, case in enumerate(training) if i % job.members != member]
-        else:
-            yield recipe, training
+    if job.members_by == "folds":
+        return [case for i, case in enumerate(training) if i % job.members != member]
+    return training
+
+
+def train_member(
+    job: TrainJob,
+    out: Path,
+    preparation: Preparation,
+    member: int,
+    threads: int,
+    stop: threading.Event,
+    observe: Observe = _unseen,
+) -> None:
+    """Train one network to its end, from its checkpoint if it has one; its state stays in the work folder.
+
+    Raises Interrupted when `stop` is set before that, StudyError where it cannot go on.
+    """
+    import segmodels
+    from segmodels.train.loop import Task, Training, train
+    from segmodels.train.loss import TrainingError
+
+    recipe = job.recipe.model_copy(update={"seed": job.recipe.seed + member})
+    task = Task(
+        network=_fresh(job, recipe.seed),
+        cases=tuple(member_cases(job, preparation, member)),
+        recipe=recipe,
+        patch=job.patch,
+        flips=tuple(axis + 3 - len(job.tile) for axis in job.mirror_axes),
+        folder=out / WORK / f"member-{member}",
+        threads=threads,
+        teacher=segmodels.load(job.teacher).network if job.teacher is not None else None,
+    )
+    score = curve_scorer(job, preparation.validation) if preparation.validation else None
+
+    def show(training: Training, progress: float) -> None:
+        observe("train", progress, _shown(training))
+
+    try:
+        training = train(task, validate=score, stop=stop, observe=show)
+    except TrainingError as error:
+        raise StudyError("model", str(error)) from None
+    if training.progress(recipe) < 1:
+        raise Interrupted
 
 
 def train_members(
     job: TrainJob, out: Path, preparation: Preparation, threads: int, stop: threading.Event, observe: Observe = _unseen
 ) -> None:
-    """Train every network that is not trained yet; their states stay in the work folder. Raises Interrupted."""
-    import segmodels
-    from segmodels.train.loop import Task, Training, train
+    """Train every network in this process, one after the other."""
+    for member in range(job.members):
 
-    teacher = segmodels.load(job.teacher).network if job.teacher is not None else None
-    score = curve_scorer(job, preparation.validation) if preparation.validation else None
-    flips = [axis + 3 - len(job.tile) for axis in job.mirror_axes]
-    for member, (recipe, cases) in enumerate(members_of(job, preparation)):
+        def show(stage: str, share: float, facts: Mapping[str, float], member: int = member) -> None:
+            observe(stage, (member + share) / job.members, facts)
 
-        def show(training: Training, progress: float, member: int = member) -> None:
-            observe("train", (member + progress) / job.members, _shown(training))
-
-        task = Task(
-            network=_fresh(job, recipe.seed),
-            cases=tuple(cases),
-            recipe=recipe,
-            patch=job.patch,
-            flips=tuple(flips),
-            folder=out / WORK / f"member-{member}",
-            threads=threads,
-            teacher=teacher,
-        )
-        training = train(task, validate=score, stop=stop, observe=show)
-        if training.progress(recipe) < 1:
-            raise Interrupted
+        train_member(job, out, preparation, member, threads, stop, show)
 
 
 def _shown(training: Any) -> dict[str, float]:
@@ -233,16 +250,3 @@ def _facts(job: TrainJob, preparation: Preparation, states: list[dict[str, Any]]
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-
-
-@contextmanager
-def training_errors() -> Iterator[None]:
-    """What training says about a bad case or loss is the user's to mend."""
-    from segmodels.train.loss import TrainingError
-
-    try:
-        yield
-    except TrainingError as error:
-        raise StudyError("model", str(error)) from None
-    except json.JSONDecodeError as error:
-        raise StudyError("storage", f"a file of this training is damaged: {error.msg}") from None

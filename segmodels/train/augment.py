@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
 from segmodels.train.recipe import Augment
 
@@ -103,14 +102,16 @@ def resample(
         np.stack([2 * (w - start + 1) / (stop - start + 1) - 1 for w, (start, stop) in zip(where, boxes, strict=True)])
     )
     grid = grid.flip(0).movedim(0, -1).float()[None]
-    voxels = _sampled(np.array(image[(slice(None), *inside)], np.float32), grid)
     chosen = np.array(labels[inside])
-    best = 1 - _sampled((chosen != 0)[None], grid)[0]
+    present = np.unique(chosen[chosen != 0])
+    stacked = np.concatenate([image[(slice(None), *inside)], *((chosen == label)[None] for label in present)])
+    rimmed = F.pad(torch.from_numpy(stacked.astype(np.float32))[None], (1,) * 6)
+    sampled = F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+    voxels, shares = sampled[: image.shape[0]], sampled[image.shape[0] :]
     found = torch.zeros(patch, dtype=torch.int64)
-    for label in np.unique(chosen[chosen != 0]):
-        share = _sampled((chosen == label)[None], grid)[0]
-        found[share > best] = int(label)
-        best = torch.maximum(best, share)
+    if len(present):
+        best, which = shares.max(0)
+        found = torch.where(best > 1 - shares.sum(0), torch.from_numpy(present.astype(np.int64))[which], found)
     return voxels.numpy(), found.numpy()
 
 
@@ -118,11 +119,6 @@ def _reached(where: np.ndarray, size: int) -> tuple[int, int]:
     """The voxels along one axis that interpolation at `where` touches."""
     low, high = float(where.min()), float(where.max())
     return max(0, math.floor(low)), min(size, math.floor(high) + 2)
-
-
-def _sampled(volume: np.ndarray, grid: Tensor) -> Tensor:
-    rimmed = F.pad(torch.from_numpy(volume).float()[None], (1,) * 6)
-    return F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
 
 
 def change_intensities(image: np.ndarray, augment: Augment, random: Random) -> np.ndarray:
