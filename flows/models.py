@@ -17,19 +17,21 @@ def list_command(*, as_json: bool) -> None:
         return
     for name in names:
         kind = "model" if is_ready(name) else "architecture (train it, or bring a folder with weights)"
-        print(f"{name:12} {kind}")
+        print(f"{name:20} {kind}")
 
 
 def is_ready(name: str) -> bool:
     """Whether `segment -m NAME` works without a folder."""
-    from segmodels.registry import BUILT_IN
+    from segmodels.registry import BUILT_IN, trained
 
-    return name in BUILT_IN
+    return name in (*BUILT_IN, *trained())
 
 
 def show_command(name: str) -> None:
     """Print what is known of a name or a model folder."""
-    if (Path(name) / "card.json").is_file():
+    from segmodels.registry import trained
+
+    if name in trained() or (Path(name) / "card.json").is_file():
         print(segmodels.load(name).card.to_json(), end="")
     else:
         print(segmodels.describe(name))

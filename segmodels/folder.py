@@ -10,15 +10,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segmodels import card as cards
 from segmodels import weights
 from segmodels.card import Card
 from segmodels.errors import ModelError, nearest, shorten
-from segmodels.registry import MODULES, count_parameters, list_models, on_meta
+from segmodels.registry import MODULES, STORE, count_parameters, list_models, on_meta, trained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ class Model:
 
 
 def load(name_or_folder: str | os.PathLike[str], classes: int | None = None) -> Model:
-    """A built-in model by name ("kmeans", with `classes`, default 4) or a model folder.
+    """A model by name (a trained one, or "kmeans", with `classes`, default 4) or a model folder.
 
     A name wins over a folder of that name; "./kmeans" is the folder. Raises ModelError, one line, for
     everything
@@ -59,15 +59,24 @@ def load(name_or_folder: str | os.PathLike[str], classes: int | None = None) -> 
         return Model(None, card, answer_hash(card), "kmeans")
     if classes is not None:
         raise ModelError(f"classes={classes!r} is for kmeans; {shorten(name)} has those of its card")
+    if name in trained():
+        return replace(_load_folder(STORE / name), source=name)
     folder = Path(name)
     if not folder.is_dir():
         raise ModelError(_no_folder(name, folder))
     return _load_folder(folder)
 
 
-def save(network: nn.Module, card: Card | Mapping[str, Any], folder: str | os.PathLike[str]) -> Card:
+def save(
+    network: nn.Module,
+    card: Card | Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32",
+) -> Card:
     """Write `network` (made by `create`) and its card as a model folder, and return the card as written.
 
+    dtype: what floating weights are stored as; loading gives float32 again.
     `format`, `weights` and, where it is absent, `network` are filled in. The weights are written before the
     card that names their hash, each by rename: a folder that was half written does not load. Raises
     ModelError for a card that does not fit the network, and for weights with NaN or infinity.
@@ -77,7 +86,7 @@ def save(network: nn.Module, card: Card | Mapping[str, Any], folder: str | os.Pa
         raise ModelError(f"save takes a network made by segmodels.create, got a {type(network).__name__}")
     facts = card.model_dump(by_alias=True, mode="json") if isinstance(card, Card) else dict(card)
     facts.setdefault("network", {"name": architecture, "config": config})
-    data = weights.to_bytes(network.state_dict())
+    data = weights.to_bytes(network.state_dict(), dtype)
     facts |= {
         "format": cards.FORMAT,
         "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(data).hexdigest()},
@@ -172,7 +181,7 @@ def _no_folder(name: str, path: Path) -> str:
         )
     return (
         f"no model is called {shorten(name)} and there is no such folder.{nearest(name, list_models())} "
-        "Built in: kmeans; anything else is a folder with " + _PARTS
+        f"There are: {', '.join(('kmeans', *trained()))}; anything else is a folder with {_PARTS}"
     )
 
 

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # Where each name lives. Explicit, so that listing the names imports neither the zoo nor torch.
 MODULES = {"resunet": "segmodels.zoo.resunet", "unet": "segmodels.zoo.unet", "unet3d": "segmodels.zoo.unet"}
 BUILT_IN = ("kmeans",)  # models without weights: `load` knows them, `create` has nothing to build
+
+STORE = Path(__file__).with_name("store")  # trained models that come with the package: a model folder each
 
 Config = Mapping[str, Any]
 
@@ -115,6 +118,8 @@ def spec(name: str) -> Spec:
     """The Spec called `name`; ModelError, with the nearest name, where there is none. Imports torch."""
     if name in BUILT_IN:
         raise ModelError(f"{name} is a built-in model without a network: segmodels.load({name!r}) gives it")
+    if name in trained():
+        raise ModelError(f"{name} is a trained model, not an architecture: segmodels.load({name!r}) gives it")
     if name not in MODULES:
         known = list_models()
         raise ModelError(f"no model is called {shorten(name)}.{nearest(name, known)} There are: {', '.join(known)}")
@@ -136,12 +141,19 @@ def create(name: str, **config: Any) -> Network:
     return network
 
 
+@cache
+def trained() -> tuple[str, ...]:
+    """The names of the trained models that come with the package."""
+    return tuple(sorted(card.parent.name for card in STORE.glob("*/card.json")))
+
+
 def list_models(pattern: str = "*", *, dims: int | None = None) -> list[str]:
-    """The names that match the shell pattern, sorted; with `dims` only networks that have that many.
+    """The names of models and architectures that match the shell pattern, sorted; with `dims` only architectures that
+    have that many.
 
     Without `dims` nothing is imported.
     """
-    names = sorted(n for n in (*MODULES, *BUILT_IN) if fnmatchcase(n, pattern))
+    names = sorted(n for n in (*MODULES, *BUILT_IN, *trained()) if fnmatchcase(n, pattern))
     return names if dims is None else [n for n in names if n in MODULES and dims in spec(n).dims]
 
 

@@ -159,9 +159,17 @@ def refuse_not_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The safetensors file with these tensors, the same bytes for the same tensors."""
-    import safetensors.torch
+def to_bytes(tensors: Mapping[str, Tensor], dtype: str = "fp32") -> bytes:
+    """The safetensors file with these tensors, the same bytes for the same tensors; floating ones as `dtype`.
 
-    data: bytes = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+    Raises ModelError where a value is too large for fp16.
+    """
+    import safetensors.torch
+    import torch
+
+    stored = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    kept = {k: t.detach().cpu().to(stored if t.is_floating_point() else t.dtype) for k, t in tensors.items()}
+    if dtype == "fp16":
+        refuse_not_finite("the network as fp16", kept)
+    data: bytes = safetensors.torch.save({k: t.contiguous() for k, t in kept.items()})
     return data

@@ -69,6 +69,7 @@ class TrainJob(Part):
     members: Annotated[int, Field(strict=True, ge=1, le=16)] = Field(1, description="networks of an ensemble")
     members_by: Literal["seeds", "folds"] = Field("seeds", description="what makes them differ")
     teacher: str | None = Field(None, description="a model folder to learn from as well")
+    weights: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="what the weights are stored as")
     licence: str | None = Field(None, description="of the model; default: that of the data")
     intended_use: str | None = None
     engine: Literal["ray", "serial"] = "ray"

@@ -198,7 +198,7 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     network = _assemble(job, [state["kept"] for state in states if state is not None])
     ref = {"network": {"name": network.architecture, "config": network.config}}
     draft = out / WORK / "model"
-    segmodels.save(network, job.card(**ref), draft)
+    segmodels.save(network, job.card(**ref), draft, dtype=job.weights)
     quality = None
     if preparation.split.validation:
         pairs = [preparation.pairs[name] for name in preparation.split.validation]
@@ -207,7 +207,7 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     write_curve(out / "training", rows)
     store.write_json(str(out / "training" / "split.json"), _lists(preparation.split))
     facts = _facts(job, preparation, [state for state in states if state is not None])
-    segmodels.save(network, job.card(**ref, training=facts, quality=quality), out)
+    segmodels.save(network, job.card(**ref, training=facts, quality=quality), out, dtype=job.weights)
     shutil.rmtree(out / WORK)
     return quality or {}
 
