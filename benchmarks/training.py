@@ -1,6 +1,6 @@
 """A MONAI DynUNet trained as long, on the same split, with the same samples, loss and schedule as a training job's.
 
-    python benchmarks/training.py segmodels/store/hippocampus-resunet/train.yaml -o FOLDER [--model MODEL] [--minutes 80]
+    python benchmarks/training.py segmodels/store/hippocampus-resunet/train.yaml -o FOLDER [--model M] [--minutes 80]
 
 The network is nnU-Net's: DynUNet with 32 to 256 channels, instance normalisation and leaky ReLU. It is trained by our
 loop under the job's recipe (one member, deep supervision off), and both networks answer through MONAI's sliding window
