@@ -143,6 +143,24 @@ def demo(
     raise typer.Exit(demo_command(out, engine or "ray"))
 
 
+@app.command()
+def phantom(
+    out: Annotated[str, typer.Option("-o", "--out", help="folder for images/, labels/ and truth.csv")],
+    count: Annotated[int, typer.Option(min=1, help="how many")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the first; the others follow")] = 0,
+    shape: Annotated[str | None, typer.Option(help="Z,Y,X; default: 128,96,128")] = None,
+    spacing: Annotated[str | None, typer.Option(help="mm, one number or Z,Y,X; default: the body fits")] = None,
+    orientation: Annotated[str, typer.Option(help="of the voxel axes x,y,z, such as LPS")] = "RAS",
+    format: Annotated[str, typer.Option(help="nifti or omezarr")] = "nifti",
+    as_json: Json = False,
+) -> None:
+    """Make simulated CT scans with exact masks and volumes. Run it again: it makes what is missing."""
+    settings = {name: value for name, value in locals().items() if value is not None and name != "as_json"}
+    from .phantom import phantom_command
+
+    raise typer.Exit(phantom_command(settings, as_json=as_json))
+
+
 @models_app.command("list")
 def models_list(as_json: Json = False) -> None:
     """Models and architectures that a name suffices for."""

@@ -1,10 +1,12 @@
-"""A published label image as NIfTI, gzip, on the input's grid."""
+"""NIfTI files, streamed: a published label image on the input's grid, or any slabs that come one after the other."""
 
 from __future__ import annotations
 
 import gzip
 import os
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import nibabel as nib
@@ -19,27 +21,42 @@ LONGEST_AXIS = 32_767  # of NIfTI-1; a longer one takes NIfTI-2
 
 
 def write_nifti(labels: str, url: str, affine: np.ndarray, facts: dict[str, Any] | None) -> None:
-    """Stream the labels (z,y,x or 1,z,y,x; level 0 at `labels`) to `url` as .nii.gz.
+    """Stream the labels (z,y,x or 1,z,y,x; level 0 at `labels`) to `url` as .nii.gz. Memory: one row of shards.
 
     The file has the input's shape, both its transforms with their codes and its units where the input was a NIfTI
-    (`facts`, see `pipeline.sources.Header.nifti`), else one transform, the sform (code 1, scanner). Slope 1. The same
-    labels give the same bytes. NIfTI-1, or NIfTI-2 where an axis is too long for that. It appears whole or not at all.
-    Memory: one row of shards.
+    (`facts`, see `pipeline.sources.Header.nifti`), else one transform, the sform (code 1, scanner).
     """
     array = ome.open_array(labels)
     lead, shape = array.shape[:-3], array.shape[-3:]
+    rows = (array.shards or array.chunks)[-3]
+    with nifti_file(url, shape, array.dtype, affine, facts) as append:
+        for z in range(0, shape[0], rows):
+            append(ome.read(array, (0,) * len(lead) + (slice(z, z + rows),)))
+
+
+@contextmanager
+def nifti_file(
+    url: str, shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray, facts: dict[str, Any] | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A NIfTI of `shape` (z,y,x) to be appended to, slab by slab along z; gzip where `url` ends in .gz.
+
+    It appears whole, when all was appended, or not at all. Slope 1. The same voxels give the same bytes. NIfTI-1, or
+    NIfTI-2 where an axis is too long for that.
+    """
     path = store.local(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{store.PARTIAL}")
-    rows = (array.shards or array.chunks)[-3]
+    little = np.dtype(dtype).newbyteorder("<")
     try:
         with temporary.open("wb") as raw:
-            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
-                file.write(_header(shape, array.dtype, affine, facts).binaryblock + bytes(4))
-                for z in range(0, shape[0], rows):
-                    slab = ome.read(array, (0,) * len(lead) + (slice(z, z + rows),))
-                    # NIfTI runs x fastest, as rows of z,y,x do.
-                    file.write(np.ascontiguousarray(slab, array.dtype.newbyteorder("<")).data)
+            packed = gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+            with packed or nullcontext(raw) as file:
+                file.write(_header(shape, dtype, affine, facts).binaryblock + bytes(4))
+
+                def append(slab: np.ndarray) -> None:
+                    file.write(np.ascontiguousarray(slab, little).data)  # x fastest, as rows of z,y,x are
+
+                yield append
             raw.flush()
             os.fsync(raw.fileno())
         temporary.replace(path)
