@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pipeline import store
 from pipeline.errors import StudyError, UsageError
 
 from .progress import ProgressLine
@@ -21,6 +22,10 @@ def phantom_command(settings: dict[str, Any], *, as_json: bool) -> int:
     shape = _numbers("--shape", settings["shape"], int) if "shape" in settings else DEFAULT_SHAPE
     spacing = _numbers("--spacing", settings["spacing"], float) if "spacing" in settings else None
     try:
+        store.local(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {out}: cannot be made ({error.strerror}); give a folder to write to") from None
+    try:
         with ProgressLine() as line:
             made = make_phantoms(
                 out,
@@ -31,6 +36,9 @@ def phantom_command(settings: dict[str, Any], *, as_json: bool) -> int:
                 format=settings["format"],
                 progress=lambda done: line.tell(f"{done} of {count} phantoms", done / count, "of them"),
             )
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return 130
     except OSError as error:
         raise StudyError("storage", f"{out} cannot be written: {error.strerror or error}") from None
     print(f"{len(made)} phantoms made, {count - len(made)} were there; volumes: {out}/truth.csv", file=sys.stderr)

@@ -228,7 +228,7 @@ def _paint_liver(torso: _Torso) -> None:
     hu -= draw.uniform(60, 85)
     for _ in range(draw.randint(2, 4)):
         for _ in range(_TRIES):
-            r, center = draw.uniform(10, 16), torso.at(66, 14, -22, 45)
+            r, center = draw.uniform(11, 17), torso.at(66, 14, -22, 45)
             lesion = Ellipsoid(center, (r, r * draw.uniform(0.85, 1.15), r * draw.uniform(0.85, 1.15)), torso.tilt(90))
             if depth(lesion, liver) >= GAP_MM and all(separation(lesion, other) >= GAP_MM for other in lesions):
                 torso.paint("lesions", "liver", hu, lesion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +92,7 @@ class Phantom:
     @cached_property
     def _bounded(self) -> list[tuple[Part, Box]]:
         """The parts that reach into the field of view, each with the box outside of which it touches no voxel."""
-        reach, field = sum(spacing_of(self.affine)), Box((0, 0, 0), self.shape)
+        reach, field = math.hypot(*spacing_of(self.affine)), Box((0, 0, 0), self.shape)
         found = []
         for part in self.body.parts:
             low, high = self._extent(part.shape.grown(reach))
@@ -112,7 +113,7 @@ def _paint(part: Part, lattice: Lattice, hu: Array, mask: NDArray[np.uint8]) -> 
     """Paint a part over `hu` by its share of each voxel, over `mask` where it holds the voxel's centre."""
     inside: NDArray[np.bool_] | None = None
     share: Array | None = None
-    with np.errstate(divide="ignore", over="ignore"):  # at its very middle a solid is steep in no direction
+    with np.errstate(divide="ignore", over="ignore"):  # in its very middle a solid is steep in no direction
         for f, steep in part.shape.faces(lattice):
             here, filled = f <= 0, 0.5 - f / steep
             inside = here if inside is None else inside & here

@@ -1,11 +1,13 @@
 """Solids in patient millimetres (RAS x,y,z) with exact volumes, and how much of a voxel each of them fills.
 
-Every solid is where all of its faces `f(p)` are at most 0. A face is told with its steepness, the sum over the three
-voxel axes of |df/di| for a step of one voxel: f / steepness is to first order how far a voxel's centre lies from the
-face, where 1 is the distance from which the voxel is no longer cut. So 0.5 - f / steepness, held within 0 and 1, is
-the voxel's share behind a plane through it (exact for a face along a voxel axis, for oblique ones its linear part).
+Every solid is where all of its faces `f(p)` are at most 0. A face is told with its steepness, how much f grows from one
+voxel to the next where f = 0, so that f / steepness is about how many voxels a centre lies from the face. 0.5 minus
+that, held within 0 and 1, stands for the voxel's share behind the face: exact for a plane across a voxel axis, for
+oblique ones a ramp of the same variance. It is less right where a solid is thin or bent within a voxel, but f grows as
+the volume within the surfaces f = const does (with the cube of an ellipsoid's size, the square of a tube's), so that
+the shares of all voxels add up to the solid.
 
-Only + - * / touch voxels: these give a voxel the same bits whatever else is computed beside it.
+Only + - * / and square roots touch voxels: IEEE 754 rounds them alike whatever else is computed beside a voxel.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ Array = NDArray[np.float64]
 Vector = tuple[float, float, float]
 Face = tuple[Array, Array]
 """f and its steepness over a lattice, broadcastable to z,y,x."""
+_TINY = 1e-300  # in the very middle of a solid, where f is steep in no direction
 
 IDENTITY: tuple[Vector, Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _ROUND = 8  # the exponent of a Barrel
@@ -54,14 +57,20 @@ class Lattice:
         return values, steps
 
 
-def steepness(partials: Sequence[Array], steps: Sequence[Vector]) -> Array:
-    """Sum over voxel axes of |df/di|, of an f whose derivatives by some linear forms are `partials`."""
+def slope(partials: Sequence[Array], steps: Sequence[Vector]) -> Array:
+    """The length of a function's gradient over voxel indices; its derivatives by some linear forms are `partials`."""
     total = np.zeros((1, 1, 1))
     for axis in range(3):
         terms = [p * s[axis] for p, s in zip(partials, steps, strict=True) if s[axis] != 0]
         if terms:
-            total = total + np.abs(sum(terms[1:], terms[0]))
-    return total
+            change = sum(terms[1:], terms[0])
+            total = total + change * change
+    return np.sqrt(total)
+
+
+def _even(step: Vector) -> Array:
+    """The steepness of a linear form."""
+    return np.full((1, 1, 1), math.hypot(*step))
 
 
 class Shape(Protocol):
@@ -75,18 +84,24 @@ class Shape(Protocol):
         """How far the solid reaches along each normal (K, 3): max of normal . p, or a bound of it where it is bent."""
 
     def grown(self, reach: float) -> Shape:
-        """A solid outside of which no voxel is touched, if a step along each voxel axis together is `reach` mm."""
+        """A solid outside of which it fills no voxel at all, voxels being `reach` mm across (root of summed squares)."""
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
         """What bounds it, over the voxels of a lattice."""
 
 
-def _growth(reach: float, thinnest: float, degree: int) -> float:
-    """How much larger a solid {k(p)^degree <= 1} must be made for its linear share to be 0 outside, k its gauge.
+def _gauge(square: Array, forms: Sequence[Array], steps: Sequence[Vector]) -> tuple[Array, Array]:
+    """k = sqrt(sum of squared linear forms), how much larger the solid would have to be to end here, and its slope."""
+    k = np.sqrt(square)
+    return k, slope(forms, steps) / np.maximum(k, _TINY)
 
-    f / |grad f| is (k - k^(1 - degree)) / degree / |grad k|, with |grad k| <= 1 / thinnest; reach / 2 is asked for.
+
+def _growth(reach: float, thinnest: float) -> float:
+    """How much larger a solid {k <= 1} must be made for its share to be 0 outside, where k is its gauge.
+
+    (k^n - 1) / n >= k - 1, and k grows by at most reach / thinnest from voxel to voxel; a half is asked for.
     """
-    return 1 + degree * reach / (2 * thinnest)
+    return 1 + reach / (2 * thinnest)
 
 
 @dataclass(frozen=True)
@@ -124,17 +139,19 @@ class Ellipsoid:
         return found
 
     def grown(self, reach: float) -> Self:
-        factor = _growth(reach, min(self.radii), 2)
+        factor = _growth(reach, min(self.radii))
         x, y, z = self.radii
         return replace(self, radii=(factor * x, factor * y, factor * z), cut=None)
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
         rows = [tuple(n / r for n in axis) for axis, r in zip(self.axes, self.radii, strict=True)]
         q, steps = zip(*(lattice.linear(row, -dot(row, self.center)) for row in rows), strict=True)
-        yield q[0] * q[0] + q[1] * q[1] + q[2] * q[2] - 1, steepness([2 * one for one in q], steps)
+        square = q[0] * q[0] + q[1] * q[1] + q[2] * q[2]
+        k, growth = _gauge(square, q, steps)
+        yield square * k - 1, 3 * growth
         if self.cut is not None:
             beyond, step = lattice.linear(self.cut[0], -self.cut[1])
-            yield beyond, np.full((1, 1, 1), sum(map(abs, step)))
+            yield beyond, _even(step)
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,7 @@ class Capsule:
         return found
 
     def grown(self, reach: float) -> Self:
-        return replace(self, radius=self.radius + reach)  # (d^2 - r^2) / (2 d) >= reach / 2 from d = r + reach on
+        return replace(self, radius=self.radius + reach / 2)  # (d^2 - r^2) / 2r >= d - r
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
         along = tuple(b - a for a, b in zip(self.start, self.end, strict=True))
@@ -164,7 +181,8 @@ class Capsule:
         share = np.clip(lattice.linear(row, -dot(row, self.start))[0], 0, 1)
         p, steps = zip(*(lattice.linear(IDENTITY[k], -self.start[k]) for k in range(3)), strict=True)
         v = [one - share * n for one, n in zip(p, along, strict=True)]
-        yield v[0] * v[0] + v[1] * v[1] + v[2] * v[2] - self.radius**2, steepness([2 * one for one in v], steps)
+        square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2]
+        yield square - self.radius**2, 2 * self.radius * _gauge(square, v, steps)[1]
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,7 @@ class Barrel:
         return found
 
     def grown(self, reach: float) -> Self:
-        factor = _growth(reach, min(self.radii), _ROUND)
+        factor = _growth(reach, min(self.radii))
         x, y, z = self.radii
         return replace(self, radii=(factor * x, factor * y, factor * z))
 
@@ -197,8 +215,10 @@ class Barrel:
         q, steps = zip(*(lattice.linear(row, -dot(row, self.center)) for row in rows), strict=True)
         s, t = q[0] * q[0] + q[1] * q[1], q[2] * q[2]
         s3, t3 = s * s * s, t * t * t
-        partials = [_ROUND * s3 * q[0], _ROUND * s3 * q[1], _ROUND * t3 * q[2]]
-        yield s3 * s + (t3 * t - 1), steepness(partials, steps)
+        eighth = s3 * s + t3 * t  # power of the gauge, whose derivatives are s3 q, s3 q and t3 q over its seventh
+        square = np.sqrt(np.sqrt(eighth))
+        growth = slope([s3 * q[0], s3 * q[1], t3 * q[2]], steps) * np.sqrt(square) / np.maximum(eighth, _TINY)
+        yield square - 1, 2 * growth
 
 
 @dataclass(frozen=True)
@@ -219,15 +239,16 @@ class Drum:
         return found
 
     def grown(self, reach: float) -> Self:
-        factor = _growth(reach, min(*self.radii, self.half), 2)
+        factor = _growth(reach, min(*self.radii, self.half))
         a, b = self.radii
         return replace(self, radii=(factor * a, factor * b), half=factor * self.half)
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
         rows = [(1 / self.radii[0], 0.0, 0.0), (0.0, 1 / self.radii[1], 0.0), (0.0, 0.0, 1 / self.half)]
         q, steps = zip(*(lattice.linear(row, -dot(row, self.center)) for row in rows), strict=True)
-        yield q[0] * q[0] + q[1] * q[1] - 1, steepness([2 * q[0], 2 * q[1]], steps[:2])
-        yield q[2] * q[2] - 1, steepness([2 * q[2]], steps[2:])
+        square = q[0] * q[0] + q[1] * q[1]
+        yield square - 1, 2 * _gauge(square, q[:2], steps[:2])[1]
+        yield np.abs(q[2]) - 1, _even(steps[2])
 
 
 @dataclass(frozen=True)
@@ -262,8 +283,8 @@ class RibPair:
         return found
 
     def grown(self, reach: float) -> Self:
-        (a, b), factor = self.outer, _growth(reach, min(self.outer), 2)
-        half = self.half + reach * math.hypot(1, self.slope)
+        (a, b), factor = self.outer, _growth(reach, min(self.outer))
+        half = self.half + reach / 2 * math.hypot(1, self.slope)
         return replace(self, outer=(factor * a, factor * b), half=half)
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
@@ -271,11 +292,12 @@ class RibPair:
         x, along_x = lattice.linear((1.0, 0.0, 0.0), -cx)
         y, along_y = lattice.linear((0.0, 1.0, 0.0), -cy)
         for sign, (a, b) in ((1, self.outer), (-1, self.inner)):
-            p, q = (sign / a**2) * x, (sign / b**2) * y
-            yield p * x + q * y - sign, steepness([2 * p, 2 * q], [along_x, along_y])
+            p, q = x / a, y / b
+            square = p * p + q * q
+            yield sign * (square - 1), 2 * _gauge(square, [p / a, q / b], [along_x, along_y])[1]
         height, along = lattice.linear((0.0, self.slope, 1.0), -cz - self.slope * cy)
-        yield height * height - self.half**2, steepness([2 * height], [along])
-        yield self.gap**2 - x * x, steepness([2 * x], [along_x])
+        yield np.abs(height) - self.half, _even(along)
+        yield self.gap - np.abs(x), _even(along_x)
 
 
 def _half_sphere(count: int) -> Array:
