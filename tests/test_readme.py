@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/models.md", "docs/nightly.md", "docs/cluster.md")
+DOCUMENTS = ("README.md", "docs/models.md", "docs/nightly.md", "docs/cluster.md", "docs/phantoms.md")
 PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 SCRIPT = Path(sys.executable).with_name("maskmill")
 

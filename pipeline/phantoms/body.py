@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .clearance import depth, separation
+from .lattice import Vector, dot, turned, unit
 from .scanner import Artefacts, draw_artefacts
-from .shapes import Barrel, Capsule, Drum, Ellipsoid, RibPair, Shape, Vector, depth, dot, separation
+from .shapes import Barrel, Capsule, Drum, Ellipsoid, RibPair, Shape
 
 LABELS: Mapping[int, str] = {
     1: "liver",
@@ -59,11 +60,12 @@ class Body:
 
     def volumes_ml(self) -> dict[str, float]:
         """What of each structure is not painted over, in mL."""
-        volumes = Counter[str]()
+        volumes = dict.fromkeys([OUTSIDE, *LABELS.values()], 0.0)
         for part in self.parts:
-            volumes[part.structure] += part.shape.volume_mm3 / 1000  # type: ignore[assignment]
-            volumes[part.within] -= part.shape.volume_mm3 / 1000  # type: ignore[assignment]
-        return {name: float(volumes[name]) for name in LABELS.values()}
+            volumes[part.structure] += part.shape.volume_mm3 / 1000
+            volumes[part.within] -= part.shape.volume_mm3 / 1000
+        del volumes[OUTSIDE]
+        return volumes
 
 
 class _NoRoomError(Exception):
@@ -106,7 +108,7 @@ class _Torso:
 
     def tilt(self, degrees: float) -> tuple[Vector, Vector, Vector]:
         """Axes turned by up to `degrees` about z, y and x."""
-        return _turned(*(math.radians(self.draw.uniform(-degrees, degrees)) for _ in range(3)))
+        return turned(*(math.radians(self.draw.uniform(-degrees, degrees)) for _ in range(3)))
 
 
 def draw_body(seed: int) -> Body:
@@ -203,7 +205,7 @@ def _paint_chest(torso: _Torso) -> None:
         def lung(side: int = side, floor: float = floor) -> Shape:
             center = torso.at(side * 81, 0, 55, 3)
             low = torso.at(side * 81, 0, floor, 4)
-            normal = _unit((torso.draw.uniform(-0.15, 0.15), torso.draw.uniform(0.1, 0.35), -1.0))
+            normal = unit((torso.draw.uniform(-0.15, 0.15), torso.draw.uniform(0.1, 0.35), -1.0))
             return Ellipsoid(center, torso.radii(44, 67, 84, 0.07), torso.tilt(4), (normal, dot(normal, low)))
 
         torso.paint("lungs", "body", hu, torso.place(lung))
@@ -218,7 +220,7 @@ def _paint_liver(torso: _Torso) -> None:
 
     def make() -> Shape:
         center = torso.at(66, 14, -29, 4)
-        normal = _unit((draw.uniform(-0.7, -0.3), draw.uniform(-0.4, 0.0), -1.0))
+        normal = unit((draw.uniform(-0.7, -0.3), draw.uniform(-0.4, 0.0), -1.0))
         cut = normal, dot(normal, center) + draw.uniform(24, 34) * torso.size[2]
         return Ellipsoid(center, torso.radii(54, 50, 48, 0.08), torso.tilt(8), cut)
 
@@ -290,26 +292,3 @@ def _gas(shape: Ellipsoid, height: float) -> Ellipsoid:
     """What gathers at the top of one who lies on the back: inside a thin wall, above a level."""
     inner, level = _shrunk(shape, 0.9), shape.center[1] + height * shape.radii[1] * 0.6
     return Ellipsoid(inner.center, inner.radii, inner.axes, ((0.0, -1.0, 0.0), -level))
-
-
-def _unit(v: Vector) -> Vector:
-    length = math.hypot(*v)
-    return v[0] / length, v[1] / length, v[2] / length
-
-
-def _turned(a: float, b: float, c: float) -> tuple[Vector, Vector, Vector]:
-    """Orthonormal axes: x,y,z turned by `a` about z, then `b` about y, then `c` about x."""
-
-    def turn(points: Sequence[Vector], i: int, j: int, angle: float) -> list[Vector]:
-        turned = []
-        for p in map(list, points):
-            p[i], p[j] = (
-                math.cos(angle) * p[i] - math.sin(angle) * p[j],
-                math.sin(angle) * p[i] + math.cos(angle) * p[j],
-            )
-            turned.append((p[0], p[1], p[2]))
-        return turned
-
-    axes: list[Vector] = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-    x, y, z = turn(turn(turn(axes, 0, 1, a), 2, 0, b), 1, 2, c)
-    return x, y, z

@@ -15,8 +15,9 @@ from ..errors import UsageError
 from ..geometry import check_affine, spacing_of
 from ..grid import Box, Triple
 from .body import AIR_HU, FIELD_MM, LABELS, OUTSIDE, Body, Part, draw_body
+from .lattice import Array, Lattice
 from .scanner import Scanner, noise
-from .shapes import Array, Lattice, Shape
+from .shapes import Shape
 
 DEFAULT_SHAPE: Triple = (128, 96, 128)  # 3 mm
 LONGEST_AXIS = 32_768

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import Array, Lattice
+from .lattice import Array, Lattice
 
 FIELD_RADIUS_MM = 200.0
 _GOLDEN = 0x9E3779B97F4A7C15

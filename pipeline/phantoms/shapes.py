@@ -15,62 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Vector = tuple[float, float, float]
+from .lattice import IDENTITY, Array, Lattice, Vector, dot, slope
+
 Face = tuple[Array, Array]
 """f and its steepness over a lattice, broadcastable to z,y,x."""
 _TINY = 1e-300  # in the very middle of a solid, where f is steep in no direction
 
-IDENTITY: tuple[Vector, Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _ROUND = 8  # the exponent of a Barrel
-
-
-def dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-class Lattice:
-    """Voxel centres of a box: where an affine (RAS mm over x,y,z) puts the indices `start` to `stop` (z,y,x)."""
-
-    def __init__(self, affine: Array, start: Sequence[int], stop: Sequence[int]) -> None:
-        self.columns = [tuple(map(float, affine[:3, j])) for j in range(3)]
-        self.origin = tuple(map(float, affine[:3, 3]))
-        z, y, x = (np.arange(a, b, dtype=np.float64) for a, b in zip(start, stop, strict=True))
-        self.index = x[None, None, :], y[None, :, None], z[:, None, None]
-
-    def linear(self, normal: Sequence[float], offset: float) -> tuple[Array, Vector]:
-        """normal . p + offset at every voxel p, and its change for a step along voxel axis x, y, z.
-
-        An axis along which nothing changes stays of length 1: solids that lie along the axes are computed in less.
-        """
-        steps = dot(normal, self.columns[0]), dot(normal, self.columns[1]), dot(normal, self.columns[2])
-        values = np.full((1, 1, 1), dot(normal, self.origin) + offset)
-        for step, index in zip(reversed(steps), reversed(self.index), strict=True):
-            if step != 0:
-                values = step * index + values
-        return values, steps
-
-
-def slope(partials: Sequence[Array], steps: Sequence[Vector]) -> Array:
-    """The length of a function's gradient over voxel indices; its derivatives by some linear forms are `partials`."""
-    total = np.zeros((1, 1, 1))
-    for axis in range(3):
-        terms = [p * s[axis] for p, s in zip(partials, steps, strict=True) if s[axis] != 0]
-        if terms:
-            change = sum(terms[1:], terms[0])
-            total = total + change * change
-    return np.sqrt(total)
-
-
-def _even(step: Vector) -> Array:
-    """The steepness of a linear form."""
-    return np.full((1, 1, 1), math.hypot(*step))
 
 
 class Shape(Protocol):
@@ -84,10 +40,15 @@ class Shape(Protocol):
         """How far the solid reaches along each normal (K, 3): max of normal . p, or a bound of it where it is bent."""
 
     def grown(self, reach: float) -> Shape:
-        """A solid outside of which it fills no voxel at all, voxels being `reach` mm across (root of summed squares)."""
+        """A solid outside of which no voxel is filled, voxels being `reach` mm across (root of summed squares)."""
 
     def faces(self, lattice: Lattice) -> Iterator[Face]:
         """What bounds it, over the voxels of a lattice."""
+
+
+def _even(step: Vector) -> Array:
+    """The steepness of a linear form."""
+    return np.full((1, 1, 1), math.hypot(*step))
 
 
 def _gauge(square: Array, forms: Sequence[Array], steps: Sequence[Vector]) -> tuple[Array, Array]:
@@ -298,35 +259,3 @@ class RibPair:
         height, along = lattice.linear((0.0, self.slope, 1.0), -cz - self.slope * cy)
         yield np.abs(height) - self.half, _even(along)
         yield self.gap - np.abs(x), _even(along_x)
-
-
-def _half_sphere(count: int) -> Array:
-    """Directions spread evenly over half the sphere (a Fibonacci lattice), (count, 3)."""
-    k = np.arange(count) + 0.5
-    z, turn = 1 - k / count, math.pi * (1 + math.sqrt(5)) * k
-    r = np.sqrt(1 - z * z)
-    return np.stack([r * np.cos(turn), r * np.sin(turn), z], 1)
-
-
-_HALF = np.concatenate([_half_sphere(400), np.eye(3)])
-DIRECTIONS = np.concatenate([_HALF, -_HALF])
-
-
-@lru_cache(maxsize=256)
-def _reach(shape: Shape) -> tuple[Array, Array]:
-    """How far a solid reaches in all directions, and in their opposites."""
-    forth = shape.support(DIRECTIONS)
-    return forth, np.roll(forth, len(_HALF))
-
-
-def separation(a: Shape, b: Shape) -> float:
-    """A distance in mm that at least lies between two convex solids: that of two parallel planes which part them.
-
-    Negative where none of 806 directions parts them.
-    """
-    return float((-_reach(a)[0] - _reach(b)[1]).max())
-
-
-def depth(inner: Shape, outer: Shape) -> float:
-    """How deep in mm a solid lies inside a convex one, over 806 directions; negative if it sticks out."""
-    return float((_reach(outer)[0] - _reach(inner)[0]).min())

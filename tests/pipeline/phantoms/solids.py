@@ -1,4 +1,4 @@
-"""What a solid of a phantom holds, by its definition and not by the code that renders it; and one drawn of each kind."""
+"""What a solid of a phantom holds, by its definition and not by the code that renders it; and one of each kind."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from solids import AXES, SOLIDS, centers, holds
 
 from pipeline.phantoms import Phantom, Scanner
 from pipeline.phantoms.body import Body, Part
+from pipeline.phantoms.clearance import DIRECTIONS, depth, separation
 from pipeline.phantoms.scanner import Artefacts
-from pipeline.phantoms.shapes import DIRECTIONS, Barrel, Capsule, Drum, Ellipsoid, RibPair, depth, separation
+from pipeline.phantoms.shapes import Barrel, Capsule, Drum, Ellipsoid, RibPair
 
 
 def lattice(spacing: float, shift: float = 0.0) -> tuple[np.ndarray, tuple[int, int, int]]:
