@@ -42,23 +42,29 @@ def make_phantoms(
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     ending, write = FORMATS[format]
-    made: list[str] = []
-    settings: dict[str, Any] | None = None
-    truth: dict[str, Any] = {}
+    lattice = phantom(0, shape, spacing_mm=spacing_mm, orientation=orientation)
+    settings = {"format": format, "shape": list(lattice.shape), "affine": lattice.affine.tolist()}
+    truth, made = _stored(folder, settings), []
     for done, seed in enumerate(seeds):
         progress(done)
-        one, name = phantom(seed, shape, spacing_mm=spacing_mm, orientation=orientation), phantom_name(seed)
-        if settings is None:
-            settings = {"format": format, "shape": list(one.shape), "affine": one.affine.tolist()}
-            truth = _stored(folder, settings)
+        name = phantom_name(seed)
         files = [store.join(folder, part, name + ending) for part in (IMAGES, MASKS)]
         if name in truth and all(map(store.exists, files)):
             continue
+        _clear(folder, name)
+        one = phantom(seed, lattice.shape, affine=lattice.affine)
         write(one, folder, name)
         truth[name] = _truth(one)
         _write_truth(folder, settings, truth)
         made.append(name)
     return made
+
+
+def _clear(folder: str, name: str) -> None:
+    """Remove what a killed command left of a phantom."""
+    for part in (IMAGES, MASKS):
+        for left in store.local(store.join(folder, part)).glob(f".{name}.*{store.PARTIAL}"):
+            store.delete(str(left))
 
 
 def _stored(folder: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,14 @@ def test_one_that_was_interrupted_is_not_listed(tmp_path: Path, monkeypatch: pyt
     assert make_phantoms(str(tmp_path), range(2), SHAPE) == ["phantom-0001"]
 
 
+def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/.phantom-0001.nii.gz.12ab34cd.partial").write_bytes(b"half")
+    (tmp_path / "labels/.phantom-0001.12ab34cd.partial/0").mkdir(parents=True)
+    make_phantoms(str(tmp_path), range(2), SHAPE)
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "other", [{"shape": (9, 9, 9)}, {"spacing_mm": 5.0}, {"orientation": "LPS"}, {"format": "omezarr"}]
 )
