@@ -80,12 +80,21 @@ class _Torso:
 
     draw: random.Random
     size: Vector
+    skin: Barrel
     cavity: Barrel
     parts: list[Part] = field(default_factory=list)
     solids: list[Shape] = field(default_factory=list)
 
     def paint(self, structure: str, within: str, hu: float, shape: Shape) -> None:
         self.parts.append(Part(structure, within, hu, shape))
+
+    def bone(self, hu: float, shape: Shape) -> None:
+        """A bone whose place is fixed: clear of the other bones by the layout, and inside the skin."""
+        if depth(shape, self.skin) < GAP_MM:
+            raise _NoRoomError
+        self.paint("bones", "body", hu, shape)
+        if not isinstance(shape, RibPair):  # which all else keeps clear of by lying in the cavity, or by the ribs' gap
+            self.solids.append(shape)
 
     def place(self, make: Callable[[], Shape]) -> Shape:
         """The first of some solids that lies in the cavity and clear of all others."""
@@ -127,8 +136,9 @@ def _draw(draw: random.Random) -> Body:
     fat, wall = draw.uniform(8, 15), draw.uniform(15, 18)
     hollow = fat + wall
     cavity = Barrel((0.0, 0.0, 0.0), (a - hollow, b - hollow, c - hollow))
-    torso = _Torso(draw, (cavity.radii[0] / 135, cavity.radii[1] / 90, cavity.radii[2] / 150), cavity)
-    _paint_wall(torso, (a, b, c), fat)
+    skin = Barrel((0.0, 0.0, 0.0), (a, b, c))
+    torso = _Torso(draw, (cavity.radii[0] / 135, cavity.radii[1] / 90, cavity.radii[2] / 150), skin, cavity)
+    _paint_wall(torso, fat)
     bones = _paint_bones(torso, (a - fat, b - fat, c - fat))
     _paint_vessels(torso)
     _paint_chest(torso)
@@ -137,13 +147,13 @@ def _draw(draw: random.Random) -> Body:
     return Body(tuple(torso.parts), draw_artefacts(draw, bones))
 
 
-def _paint_wall(torso: _Torso, skin: Vector, fat: float) -> None:
+def _paint_wall(torso: _Torso, fat: float) -> None:
     """Table, fat under the skin, muscle, and the fat that organs lie in: each inside the one before."""
-    a, b, c = skin
+    a, b, c = torso.skin.radii
     draw = torso.draw
     table = Barrel((0.0, -b - 8, 0.0), (draw.uniform(100, 130), 5.0, 190.0))
     torso.paint(OUTSIDE, OUTSIDE, draw.uniform(-140, -60), table)
-    torso.paint("body", OUTSIDE, draw.uniform(-110, -90), Barrel((0.0, 0.0, 0.0), (a, b, c)))
+    torso.paint("body", OUTSIDE, draw.uniform(-110, -90), torso.skin)
     torso.paint("body", "body", draw.uniform(45, 65), Barrel((0.0, 0.0, 0.0), (a - fat, b - fat, c - fat)))
     torso.paint("body", "body", draw.uniform(-105, -80), torso.cavity)
 
@@ -161,9 +171,8 @@ def _paint_bones(torso: _Torso, muscle: Vector) -> list[Vector]:
         y = back + 37 + bend * (z / 150) ** 2
         vertebra = Drum((0.0, y, z), (width, thick), half)
         process = Ellipsoid((0.0, y - thick - 12.5, z - 3), (4.5, 7.0, 9.0))
-        for shape in (vertebra, process):
-            torso.paint("bones", "body", hu, shape)
-            torso.solids.append(shape)
+        torso.bone(hu, vertebra)
+        torso.bone(hu, process)
         torso.paint("bones", "bones", core, Drum((0.0, y, z), (width - 3.5, thick - 3.5), half - 3))
         if level < count:
             disc = Drum((0.0, y, z + pitch / 2), (width - 1, thick - 1), pitch / 2 - half)
@@ -176,12 +185,10 @@ def _paint_bones(torso: _Torso, muscle: Vector) -> list[Vector]:
     top = draw.uniform(82, 90) * torso.size[2]
     for number in range(7):
         ribs = RibPair((0.0, 0.0, top - number * apart), inner, outer, tall, slope, gap=26.0)
-        torso.paint("bones", "body", hu, ribs)
+        torso.bone(hu, ribs)
         middles += [(sign * inner[0], 0.0, ribs.center[2]) for sign in (-1.0, 1.0)]
     y = front + 8
-    sternum = Capsule((0.0, y, top - 20), (0.0, y, top - 100), draw.uniform(5.5, 6.5))
-    torso.paint("bones", "body", hu - 100, sternum)
-    torso.solids.append(sternum)
+    torso.bone(hu - 100, Capsule((0.0, y, top - 20), (0.0, y, top - 100), draw.uniform(5.5, 6.5)))
     return middles
 
 
