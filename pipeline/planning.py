@@ -10,7 +10,7 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
     input window   4 C d h w           float32, rolling
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
     sums           4 (K + U) D H W     float32, rolling; on the device
-    uncertainty    U (32 H W + 1 MiB)  of one row, U measures of it; a chunk of logits
+    uncertainty    U (32 H W + ...)    U measures of one row; a few lines of logits, 8 K W + 1 MiB
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
     one shard      128 S H' W'         writing and measuring one shard, and what threads and heaps keep of it
     weights        12 T                of a tile of T voxels, while they are made
@@ -105,7 +105,7 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
         + 96 * needs.fitted_values
     )
     fields = needs.uncertainty_fields
-    host += fields * (32 * height * width + 8 * CHUNK)
+    host += fields * (32 * height * width + 8 * needs.classes * width + 8 * CHUNK)
     sums = 4 * (needs.classes + fields) * min(grid.tile[0], rows) * height * width
     return (host, sums) if needs.on_device else (host + sums, 0)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from segmodels.predictor import Predictor
 
 MEASURES = ("entropy", "disagreement")
-CHUNK = 1 << 17  # logits looked at together, whatever the number of classes: two arrays of 512 KiB
+CHUNK = 1 << 17  # logits looked at together, or one line of them: two arrays of 512 KiB
 
 # Sums of each measure over the voxels of a label: {"entropy": {1: 12.5, 2: 0.75}}.
 LabelSums = Mapping[str, Mapping[int, float]]
@@ -75,7 +75,7 @@ class UncertaintySums:
         return self.sums.pop(index, {name: {} for name in self.measures})
 
     def _own_entropy(self, logits: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Binary entropy (y, x) of the probability of each voxel's label; 0 in the background."""
+        """Binary entropy (y, x), in units of ln 2, of the probability of each voxel's label."""
         entropy = weights.new_zeros(weights.shape)
         for channel, label in enumerate(self.card.labels):
             where = labels == int(label)
@@ -84,21 +84,26 @@ class UncertaintySums:
 
 
 def softmax_entropy(logits: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Entropy (y, x) in units of ln K where `labels` (y, x) are not 0; elsewhere 0.
+    """Entropy (y, x) in units of ln K where `labels` (y, x) are not 0; elsewhere it may be anything.
 
     logits: (K, y, x), each the sum over tiles of logit times weight; weights: (y, x), the sum of those weights.
     """
-    classes = len(logits)
-    logits, flat = logits.flatten(1), weights.flatten()
-    entropy = flat.new_zeros(flat.shape)
-    for at in labels.flatten().nonzero()[:, 0].split(max(1, CHUNK // classes)):
-        shifted = logits.index_select(1, at).div_(flat[at])
+    classes, height, width = logits.shape
+    entropy = weights.new_zeros(height, width)
+    lines = max(1, CHUNK // (classes * width))
+    for top in range(0, height, lines):
+        y = slice(top, top + lines)
+        columns = labels[y].any(0).nonzero()
+        if not len(columns):
+            continue
+        # A box around what is labelled: gathering single voxels takes longer than all the rest.
+        x = slice(int(columns[0]), int(columns[-1]) + 1)
+        shifted = logits[:, y, x] / weights[y, x]
         shifted.sub_(shifted.amax(0))
         odds = shifted.exp()
         total = odds.sum(0)
-        # -sum p ln p with p = odds / total
-        entropy[at] = total.log() - odds.mul_(shifted).sum(0) / total
-    return entropy.div_(math.log(classes)).view_as(weights)
+        entropy[y, x] = total.log() - odds.mul_(shifted).sum(0) / total  # -sum p ln p with p = odds / total
+    return entropy.div_(math.log(classes))
 
 
 def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
