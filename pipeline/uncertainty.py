@@ -41,7 +41,9 @@ class UncertaintySums:
     shard's sums on its rows in their order: they are the same whatever the block is.
     """
 
-    def __init__(self, measures: Sequence[str], card: Card, shards: Shards, missing: Sequence[Triple], box: Box) -> None:
+    def __init__(
+        self, measures: Sequence[str], card: Card, shards: Shards, missing: Sequence[Triple], box: Box
+    ) -> None:
         self.measures, self.card, self.box = measures, card, box
         self.depth = shards.shard[0]
         self.places: dict[int, list[tuple[Triple, slice, slice]]] = defaultdict(list)  # by row of shards

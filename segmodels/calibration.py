@@ -56,7 +56,7 @@ def calibration_sums(logits: Tensor, labels: Tensor) -> CalibrationSums:
     return CalibrationSums(
         np.bincount(bins, minlength=BINS),
         np.bincount(bins[right], minlength=BINS),
-        np.bincount(bins, sure, minlength=BINS),
+        np.bincount(bins, sure, minlength=BINS).astype(np.float64),
     )
 
 
@@ -64,9 +64,7 @@ def merge(sums: Iterable[CalibrationSums]) -> CalibrationSums:
     """The sums of several cases, added up in the order given."""
     total = CalibrationSums(np.zeros(BINS, np.int64), np.zeros(BINS, np.int64), np.zeros(BINS))
     for one in sums:
-        total = CalibrationSums(
-            total.voxels + one.voxels, total.right + one.right, total.confidence + one.confidence
-        )
+        total = CalibrationSums(total.voxels + one.voxels, total.right + one.right, total.confidence + one.confidence)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their logits (deep ensembles, Lakshminarayanan et al. 2017, arXiv:1612.01474)."""
+"""Several networks as one, by the mean of their logits: deep ensembles (Lakshminarayanan et al. 2017)."""
 
 from __future__ import annotations
 

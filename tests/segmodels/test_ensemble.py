@@ -159,9 +159,7 @@ def test_what_cannot_be_joined(members: list[Network], words: str) -> None:
     ],
     ids=range(17),
 )
-def test_hostile_configs(
-    tmp_path: Path, facts: dict[str, Any], config: dict[str, Any], words: list[str]
-) -> None:
+def test_hostile_configs(tmp_path: Path, facts: dict[str, Any], config: dict[str, Any], words: list[str]) -> None:
     """From Python and from a card on disk alike: one line, nothing built."""
     segmodels.save(join([fold(0), fold(1)]), facts, tmp_path / "m")
     path = tmp_path / "m" / "card.json"
