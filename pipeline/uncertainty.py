@@ -105,7 +105,7 @@ def softmax_entropy(logits: torch.Tensor, weights: torch.Tensor, labels: torch.T
         odds = shifted.exp()
         total = odds.sum(0)
         entropy[y, x] = total.log() - odds.mul_(shifted).sum(0) / total  # -sum p ln p with p = odds / total
-    return entropy.div_(math.log(classes))
+    return entropy.div_(math.log(classes)).clamp_(0, 1)
 
 
 def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
