@@ -37,6 +37,10 @@ Memory = Annotated[str | None, typer.Option(help="per worker, such as 4GiB; defa
 Stitch = Annotated[str | None, typer.Option(help="gaussian or constant; default: the card's")]
 Overlap = Annotated[float | None, typer.Option(help="0 to below 1; default: the card's")]
 Tile = Annotated[str | None, typer.Option(help="Z,Y,X; default: the card's")]
+Mirroring = Annotated[
+    bool | None,
+    typer.Option("--mirroring/--no-mirroring", help="average over flips along the card's mirror_axes; default: yes"),
+]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")]
 Limit = Annotated[int | None, typer.Option(help="only the first N studies")]
 Classes = Annotated[int | None, typer.Option(help="clusters of kmeans")]
@@ -59,6 +63,7 @@ def segment(
     stitch: Stitch = None,
     overlap: Overlap = None,
     tile: Tile = None,
+    mirroring: Mirroring = None,
     precision: Precision = None,
     formats: Annotated[str | None, typer.Option(help="comma-separated; default: nifti")] = None,
     images: Annotated[str | None, typer.Option(help="copy (default), or link OME-Zarr inputs")] = None,
@@ -89,6 +94,7 @@ def plan(
     stitch: Stitch = None,
     overlap: Overlap = None,
     tile: Tile = None,
+    mirroring: Mirroring = None,
     precision: Precision = None,
     limit: Limit = None,
     classes: Classes = None,

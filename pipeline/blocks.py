@@ -27,12 +27,13 @@ from .grid import Box
 from .metrics.structures import shard_statistics
 from .normalize import normalizers
 from .stitch import RollingAccumulator, importance
+from .uncertainty import UncertaintySums, measures_of
 from .window import InputWindow
 
 if TYPE_CHECKING:
     import torch
 
-    from segmodels import Model
+    from segmodels import Card, Model
     from segmodels.predictor import Predictor
     from segmodels.runtime import Runtime
 
@@ -127,7 +128,11 @@ class BlockRun:
         )
         self.image = image
         weights = torch.from_numpy(importance(task.grid.tile, task.stitch)).to(runtime.device)
-        self.sums = RollingAccumulator(self.box, self.predictor.classes, weights)
+        self.classes = self.predictor.classes
+        measures = measures_of(model, self.predictor)
+        self.uncertainty = UncertaintySums(measures, self.card, task.shards, task.missing, self.box)
+        fields = self.classes + self.predictor.disagreement
+        self.sums = RollingAccumulator(self.box, fields, weights, weighed=bool(measures))
         self.labels = ome.open_array(task.labels, "r+")
         depth = min(task.shards.shard[0], self.box.shape[0])
         self.rows = np.zeros((depth, *self.box.shape[1:]), self.labels.dtype)
@@ -140,7 +145,7 @@ class BlockRun:
         out[...] = self.window.tile(tile.grow(self.task.grid.margin))
 
     def add(self, tile: Box, logits: torch.Tensor) -> None:
-        """Take one tile's logits (classes, z, y, x); write what they finish. The last tile ends the block."""
+        """Take one tile's logits (fields, z, y, x); write what they finish. The last tile ends the block."""
         import torch
 
         if not bool(torch.isfinite(logits.sum())) and not bool(torch.isfinite(logits).all()):
@@ -162,7 +167,9 @@ class BlockRun:
     def _finish_rows(self, below: int) -> None:
         depth = self.task.shards.shard[0]
         for z, sums in self.sums.roll(below):
-            self.rows[z % depth] = label_row(sums, self.card)
+            labels = label_row(sums[: self.classes], self.card)
+            self.rows[z % depth] = labels.cpu().numpy()
+            self.uncertainty.add_row(z, sums, labels)
             if z % depth == depth - 1 or z == self.box.stop[0] - 1:
                 self._write_shards(z // depth)
 
@@ -178,7 +185,8 @@ class BlockRun:
             write_shard(self.labels, task.labels, index, box, labels)
             channel = (0,) * (self.image.ndim - 3)
             intensity = ome.read(self.image, channel + box.slices) if labels.any() else None
-            ledger.write_marker(task.ledger, index, self.runtime.hash, shard_statistics(labels, intensity, box.start))
+            sums = shard_statistics(labels, intensity, box.start, self.uncertainty.take(index))
+            ledger.write_marker(task.ledger, index, self.runtime.hash, sums)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -198,7 +206,7 @@ class BlockRun:
         outcome, self.outcome = self.outcome, None
         assert outcome is not None
         # What the block held is given back now, not when the caller lets go of its last tile.
-        del self.window, self.sums, self.rows
+        del self.window, self.sums, self.rows, self.uncertainty
         return outcome
 
 
@@ -243,7 +251,7 @@ def typed(error: Exception) -> StudyError:
     return StudyError("crash", f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}")
 
 
-def label_row(sums: torch.Tensor, card: Any) -> np.ndarray:
+def label_row(sums: torch.Tensor, card: Card) -> torch.Tensor:
     """Labels (y, x) of one row of summed logits (classes, y, x).
 
     softmax: the largest channel wins, the first on a tie. sigmoid: channel i paints the i-th label where its logit is
@@ -252,11 +260,11 @@ def label_row(sums: torch.Tensor, card: Any) -> np.ndarray:
     import torch
 
     if card.activation == "softmax":
-        return sums.argmax(dim=0).cpu().numpy()
+        return sums.argmax(dim=0)
     labels = torch.zeros(sums.shape[1:], dtype=torch.int32, device=sums.device)
     for channel, label in enumerate(card.labels):
         labels.masked_fill_(sums[channel] > 0, int(label))
-    return labels.cpu().numpy()
+    return labels
 
 
 def write_shard(array: Any, url: str, index: tuple[int, int, int], box: Box, labels: np.ndarray) -> None:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker needs to become ready: the model, by name or folder and hash, and the runtime."""
+    """What a worker needs to become ready: the model, by name or folder and hash, how it is run, and the runtime."""
 
     model: str
     model_hash: str
     classes: int | None
     runtime: Runtime
+    mirroring: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Worker:
                 f"found {model.hash[:12]}; start the command again",
             )
         self.spec, self.model = spec, model
-        self.predictor = make_predictor(model, spec.runtime)
+        self.predictor = make_predictor(model, spec.runtime, mirroring=spec.mirroring)
         self.loading_bytes = peak_rss()  # reading weights may take more than running them
 
     def measure(self, window: Triple, channels: int) -> Baseline:

@@ -44,6 +44,7 @@ class Job(BaseModel):
     stitch: str | None = Field(None, description="gaussian or constant; default: the card's first")
     overlap: float | None = Field(None, ge=0, lt=1, description="share of a tile; default: the card's")
     tile: tuple[int, ...] | None = Field(None, description="voxels along z,y,x; default: the card's")
+    mirroring: bool | None = Field(None, description="average over flips along the card's mirror_axes; default: yes")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     formats: tuple[str, ...] = ("nifti",)
     images: Literal["copy", "link"] = "copy"

@@ -9,7 +9,8 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
 
     input window   4 C d h w           float32, rolling
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
-    sums           4 K D H W           float32, rolling; on the device
+    sums           4 (K + U) D H W     float32, rolling; on the device
+    uncertainty    U (32 H W + ...)    U measures of one row; a few lines of logits, 8 K W + 1 MiB
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
     one shard      128 S H' W'         writing and measuring one shard, and what threads and heaps keep of it
     weights        12 T                of a tile of T voxels, while they are made
@@ -27,6 +28,7 @@ from typing import Any
 from .engine import Baseline
 from .errors import StudyError
 from .grid import Box, Grid, Shards, Triple, make_grid, split, split_shards
+from .uncertainty import CHUNK
 
 HEADROOM = 1.1
 SECONDS_PER_BLOCK = 0.2  # opening arrays, writing shards and markers; measured, small beside the network
@@ -75,6 +77,7 @@ class Needs:
     label_itemsize: int
     on_device: bool
     fitted_values: int = 0
+    uncertainty_fields: int = 0
 
 
 def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs) -> tuple[int, int]:
@@ -101,7 +104,9 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
         + 12 * math.prod(grid.tile)
         + 96 * needs.fitted_values
     )
-    sums = 4 * needs.classes * min(grid.tile[0], rows) * height * width
+    fields = needs.uncertainty_fields
+    host += fields * (32 * height * width + 8 * needs.classes * width + 8 * CHUNK)
+    sums = 4 * (needs.classes + fields) * min(grid.tile[0], rows) * height * width
     return (host, sums) if needs.on_device else (host + sums, 0)
 
 

@@ -210,6 +210,7 @@ def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline
             image_chunk=chunk,
             label_itemsize=label_dtype(method).itemsize,
             on_device=method.spec.runtime.device != "cpu",
+            uncertainty_fields=len(method.uncertainty),
             fitted_values=most_values(header.dtype, math.prod(header.shape)) if method.fits_itself else 0,
         ),
         baseline=baseline,

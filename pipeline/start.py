@@ -19,6 +19,7 @@ from .job import STITCHES, Job
 from .sources import Found, find_studies
 from .sources.names import shown
 from .sweep import sweep
+from .uncertainty import measures_of
 
 if TYPE_CHECKING:
     from segmodels import Card, Model
@@ -37,6 +38,7 @@ class Method:
     overlap: float
     stitch: str
     classes: int
+    uncertainty: tuple[str, ...]
     volume: int | None
 
     @property
@@ -46,7 +48,7 @@ class Method:
             "stitch": self.stitch,
             "overlap": self.overlap,
             "tile": list(self.window),
-            "mirroring": False,
+            "mirroring": self.spec.mirroring,
         }
         if self.spec.classes is not None:
             settings["classes"] = self.spec.classes
@@ -88,7 +90,8 @@ def resolve_method(job: Job) -> Method:
         model = segmodels.load(job.model, classes=job.classes)
         _check_supported(model)
         runtime = resolve_runtime(model, precision=job.precision, threads=job.threads)
-        predictor = make_predictor(model, runtime)
+        mirroring = _mirroring(job, model.card)
+        predictor = make_predictor(model, runtime, mirroring=mirroring)
     except ModelError as error:
         raise UsageError(f"model: {error}") from None
     card = model.card
@@ -106,12 +109,13 @@ def resolve_method(job: Job) -> Method:
     return Method(
         card=card,
         model_hash=model.hash,
-        spec=WorkerSpec(location, model.hash, job.classes, runtime),
+        spec=WorkerSpec(location, model.hash, job.classes, runtime, mirroring),
         window=window,
         margin=margin,
         overlap=card.overlap if job.overlap is None else job.overlap,
         stitch=stitch,
         classes=predictor.classes,
+        uncertainty=measures_of(model, predictor),
         volume=job.volume,
     )
 
@@ -129,6 +133,16 @@ def _check_supported(model: Model) -> None:
             raise UsageError(f"the model {card.name} uses the card field {field}, which this version cannot run")
     if card.axes == "tyx":
         raise UsageError(f"the model {card.name} is for clips (axes tyx); this version segments scans")
+
+
+def _mirroring(job: Job, card: Card) -> bool:
+    """Whether tiles are flipped too: where the card lists axes for it, unless the job says no."""
+    if job.mirroring and not card.mirror_axes:
+        raise UsageError(
+            f"--mirroring needs axes along which the model {card.name} may be flipped, and its card lists none "
+            "(mirror_axes); leave the flag out"
+        )
+    return bool(card.mirror_axes) and job.mirroring is not False
 
 
 def _window(tile: tuple[int, ...], card: Card) -> Triple:

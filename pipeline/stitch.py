@@ -40,22 +40,24 @@ def importance(tile: Triple, stitch: str) -> np.ndarray:
 class RollingAccumulator:
     """Weighted sums over the rows of a block that tiles can still reach, and no more.
 
-    Holds `depth` rows of the block's y,x extent: float32 sums (classes, depth, y, x). Tiles arrive in raster order,
-    so rows below the newest tile's first row are final and leave through `roll`. The sums are not divided by the
-    sum of the weights: that is positive and the same for all classes, so neither an argmax nor a sign depends on it.
+    Holds `depth` rows of the block's y,x extent: float32 sums (fields, depth, y, x), with `weighed` one more field for
+    the sum of the weights. Tiles arrive in raster order, so rows below the newest tile's first row are final and leave
+    through `roll`. The sums are not divided by the sum of the weights: that is positive and the same for all classes,
+    so neither an argmax nor a sign depends on it.
     """
 
-    def __init__(self, box: Box, classes: int, weights: torch.Tensor) -> None:
+    def __init__(self, box: Box, fields: int, weights: torch.Tensor, *, weighed: bool = False) -> None:
         import torch
 
         _, height, width = box.shape
         depth = min(weights.shape[0], box.shape[0])
         self.box, self.weights = box, weights
         self.row = box.start[0]  # the study's z of the first row held
-        self.sums = torch.zeros((classes, depth, height, width), device=weights.device)
+        self.fields, self.weighed = fields, weighed
+        self.sums = torch.zeros((fields + weighed, depth, height, width), device=weights.device)
 
     def add(self, tile: Box, logits: torch.Tensor) -> None:
-        """Add one tile's logits (classes, z, y, x), weighted, where they lie inside the block. Overwrites `logits`.
+        """Add one tile's logits (fields, z, y, x), weighted, where they lie inside the block. Overwrites `logits`.
 
         Product and sum are two roundings, never a fused one: a fused kernel may round the tail of a row another way,
         and then the result would depend on how blocks are cut.
@@ -64,10 +66,12 @@ class RollingAccumulator:
         source = inside.shift((-tile.start[0], -tile.start[1], -tile.start[2])).slices
         target = inside.shift((-self.row, -self.box.start[1], -self.box.start[2])).slices
         logits.mul_(self.weights)
-        self.sums[(slice(None), *target)] += logits[(slice(None), *source)]
+        self.sums[(slice(self.fields), *target)] += logits[(slice(None), *source)]
+        if self.weighed:
+            self.sums[(-1, *target)] += self.weights[source]
 
     def roll(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Give up the rows below `row`: yields (z, sums (classes, y, x)) for each, then moves the window."""
+        """Give up the rows below `row`: yields (z, sums (fields, y, x)) for each, then moves the window."""
         done = min(row, self.box.stop[0]) - self.row
         if done <= 0:
             return

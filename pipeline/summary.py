@@ -14,7 +14,7 @@ from typing import Any
 from . import ledger, store
 from .errors import StudyError
 from .metrics.overlap import Confusion, confusion, is_binary_255, scores
-from .metrics.tables import SCORES, STAGES, write_tables
+from .metrics.tables import SCORES, STAGES, STRUCTURE_COLUMNS, write_tables
 from .report.build import build_report
 from .results import mask_url
 from .run import Progress, Run
@@ -169,7 +169,8 @@ def _entry(run: Run, progress: Progress, counts: Confusion | None, binary: bool)
     for row in (progress.record or {}).get("structures", []) if published else []:
         measured = scores(counts, row["label"], binary_255=binary) if counts is not None else {}
         whose = {"study": progress.study.name, "model": run.method.card.name}
-        structures.append({**whose, **row, **dict.fromkeys(SCORES), **measured})
+        # What an older version published may lack a column of today.
+        structures.append({**dict.fromkeys(STRUCTURE_COLUMNS), **whose, **row, **measured})
     kind = run.job.formats[0] if run.job.formats else None
     return {
         "study": progress.study.name,

@@ -118,7 +118,7 @@ def answer_hash(card: Card) -> str:
         del facts[field]
     facts["weights"] = card.weights.sha256 if card.weights else None
     facts["stitch"] = card.stitch[0]
-    facts["network"] = {"name": card.network.name, "config": _without_defaults(card)}
+    facts["network"] = _without_defaults(card.network.name, card.network.config)
     # Lists of pairs: for sigmoid the order of the labels is part of the answer, and JSON objects have none.
     pairs = [[key, label.name] for key, label in card.labels.items()]
     facts["labels"] = sorted(pairs, key=lambda p: int(p[0])) if card.activation == "softmax" else pairs
@@ -159,14 +159,18 @@ def _load_folder(folder: Path) -> Model:
     return Model(network.eval(), card, answer_hash(card), str(folder))
 
 
-def _without_defaults(card: Card) -> dict[str, Any]:
-    if card.network.name not in MODULES:
-        return dict(card.network.config)
+def _without_defaults(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's reference with the options that differ from their defaults, those of an ensemble's members too."""
+    if name not in MODULES:
+        return {"name": name, "config": dict(config)}
     from segmodels.registry import spec
 
-    known = spec(card.network.name)
-    full, defaults = known.config(card.network.config), known.config({})
-    return {key: value for key, value in full.items() if value != defaults[key]}
+    known = spec(name)
+    full, defaults = known.config(config), known.config({})
+    kept = {key: value for key, value in full.items() if value != defaults[key]}
+    if "network" in kept:
+        kept["network"] = _without_defaults(**kept["network"])
+    return {"name": name, "config": kept}
 
 
 def _no_folder(name: str, path: Path) -> str:

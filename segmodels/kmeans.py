@@ -99,6 +99,7 @@ class KMeans:
 
     channels = 1
     margin = (0, 0, 0)
+    disagreement = False
 
     def __init__(self, classes: int, device: str, threads: int, thresholds: Floats | None = None) -> None:
         self.classes, self.device, self.threads = classes, device, threads

@@ -34,6 +34,11 @@ class Network(nn.Module):
         self.architecture: str = type(self).__name__
         self.config: dict[str, Any] = {}
 
+    @property
+    def parts(self) -> Sequence[Network]:
+        """The networks whose mean logits are this one's: itself, or the members of an ensemble."""
+        return (self,)
+
     def logits(self, x: Tensor) -> Tensor:
         """The computation itself, for sizes that fit the divisor (margin 0) or are legal (margin above 0)."""
         raise NotImplementedError

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from segmodels.network import Network
 
 # Where each name lives. Explicit, so that listing the names imports neither the zoo nor torch.
-MODULES = {"resunet": "segmodels.zoo.resunet", "unet": "segmodels.zoo.unet", "unet3d": "segmodels.zoo.unet"}
+MODULES = {
+    "ensemble": "segmodels.zoo.ensemble",
+    "resunet": "segmodels.zoo.resunet",
+    "unet": "segmodels.zoo.unet",
+    "unet3d": "segmodels.zoo.unet",
+}
 BUILT_IN = ("kmeans",)  # models without weights: `load` knows them, `create` has nothing to build
 
 STORE = Path(__file__).with_name("store")  # trained models that come with the package: a model folder each

@@ -123,14 +123,14 @@ def test_the_memory_formula_of_the_documents_is_the_one_that_runs() -> None:
 
     cells = re.findall(r"^\| [\w ]+ \| ([^|]+) \|[^|]*\|$", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
     formulas = [c for c in cells if c.strip() not in ("bytes", "---")]
-    assert len(formulas) == 9
+    assert len(formulas) == 10
     shape, window, margin = (300, 400, 500), (60, 70, 80), (4, 4, 4)
     grid, shards = make_grid(shape, window, 0.5, margin), Shards(shape, (64, 128, 128))
-    needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999)
+    needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999, uncertainty_fields=2)
     h, w = (n + 2 * (t - 1) + 8 for n, t in ((128, 62), (256, 72)))
     values = {
         "C": 2, "K": 5, "d": 60, "D": 52, "R": 128, "H": 128, "W": 256, "h": h, "w": w, "s": 2, "r": 64,
-        "q": 64**3, "l": 1, "T": 52 * 62 * 72, "v": 999,
+        "q": 64**3, "l": 1, "T": 52 * 62 * 72, "v": 999, "U": 2,
     }  # fmt: skip
     total = sum(eval(python_of(formula), {"min": min}, dict(values)) for formula in formulas)  # noqa: S307  our own text
     assert sum(arrays_bytes((128, 256), 128, grid, shards, needs)) == total

@@ -31,6 +31,8 @@ STRUCTURE_COLUMNS = {
     **{f"centroid_{a}_mm": "float64" for a in "xyz"},
     **{f"bbox_{a}_{end}": "int64" for a in "xyz" for end in ("min", "max")},
     "touches_border": "bool",
+    "mean_entropy": "float64",
+    "disagreement": "float64",
     **dict.fromkeys(SCORES, "float64"),
 }
 

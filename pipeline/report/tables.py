@@ -65,6 +65,8 @@ COLUMNS = (
     Column("bounding box, voxels", "y", ("bbox_y_min", "bbox_y_max"), _range),
     Column("bounding box, voxels", "z", ("bbox_z_min", "bbox_z_max"), _range),
     Column("touches", "border", ("touches_border",), _yes),
+    Column("uncertainty, 0 to 1", "entropy", ("mean_entropy",), _score),
+    Column("uncertainty, 0 to 1", "disagreement", ("disagreement",), _score),
     Column("against the reference", "Dice", ("dice",), _score),
     Column("against the reference", "IoU", ("iou",), _score),
     Column("against the reference", "sensitivity", ("sensitivity",), _score),

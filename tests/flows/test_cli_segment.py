@@ -28,6 +28,7 @@ STRUCTURE_FIELDS = {
     *("study", "model", "label", "structure", "voxels", "volume_ml", "mean", "std"),
     *("centroid_x_mm", "centroid_y_mm", "centroid_z_mm"),
     *("bbox_x_min", "bbox_x_max", "bbox_y_min", "bbox_y_max", "bbox_z_min", "bbox_z_max", "touches_border"),
+    *("mean_entropy", "disagreement"),
     *("dice", "iou", "sensitivity", "precision", "hd95_mm", "surface_dice_1mm"),
 }
 

@@ -47,6 +47,7 @@ FLAGS = [
     (["--stitch", "gausian"], "'gausian'; choose from gaussian, constant"),
     (["--stitch", "exact"], "not in this version"),
     (["--precision", "int8"], "precision: "),
+    (["--mirroring"], "its card lists none (mirror_axes)"),
     (["--images", "move"], "images: "),
     (["--limit", "0"], "limit: "),
     (["--workers", "0"], "workers: "),

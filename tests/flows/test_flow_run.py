@@ -82,7 +82,7 @@ def planted(path: Path, seed: int) -> Path:
 def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
     top = tmp_path_factory.mktemp("night")
     planted(top / FOLDER / "t1.nii", 1)
-    random_model(top / "model")
+    random_model(top / "model", mirror_axes=[0, 2])
     # Ray's sockets need a short path, and hard links the same file system.
     temporary = Path(tempfile.mkdtemp(prefix="mmt-", dir="/tmp"))
     kept = Path(tempfile.mkdtemp(prefix="mmk-", dir="/tmp"))

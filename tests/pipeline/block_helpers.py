@@ -141,6 +141,7 @@ class Analytic:
     """A predictor made of a function of its tiles: (N,C,Z,Y,X) -> (N,K,Z,Y,X), each tile for itself."""
 
     margin = (0, 0, 0)
+    disagreement = False
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], classes: int, channels: int = 1) -> None:
         self.function, self.classes, self.channels = function, classes, channels

@@ -129,6 +129,7 @@ class Counting:
     def __init__(self, inner: Predictor) -> None:
         self.inner, self.sizes = inner, []
         self.channels, self.classes, self.margin = inner.channels, inner.classes, inner.margin
+        self.disagreement = inner.disagreement
 
     def fit(self, statistics: Any) -> Counting:
         return self

@@ -116,7 +116,10 @@ def test_a_block_in_the_middle_reads_a_tile_past_each_side() -> None:
 def test_the_formula_as_it_is_written() -> None:
     """projected = 1.1 x (baseline + arrays), each array as the module says, for a block that is the whole study."""
     shape, window, classes = (128, 100, 120), (32, 64, 64), 7
-    plan = planned(shape, window, classes=classes, image_itemsize=4, image_chunk=(16, 32, 32), label_itemsize=2)
+    plan = planned(
+        shape, window, classes=classes, image_itemsize=4, image_chunk=(16, 32, 32), label_itemsize=2,
+        uncertainty_fields=2,
+    )  # fmt: skip
     (block,) = plan.blocks
     assert plan.shards.box_of(block).shape == shape
     h, w = shape[1:]  # tiles reach no further than the study
@@ -124,13 +127,22 @@ def test_the_formula_as_it_is_written() -> None:
     arrays = (
         4 * 32 * h * w
         + (4 * 16 * h * w + 20 * 16 * 32 * 32 * 4 + 24 * h * w)
-        + 4 * classes * 32 * h * w
+        + 4 * (classes + 2) * 32 * h * w
+        + 2 * (32 * h * w + 8 * classes * w + (1 << 20))
         + (2 * 64 * h * w + 16 * h * w)
         + 128 * shard
         + 12 * math.prod(window)
     )
     assert plan.host_bytes == math.ceil(1.1 * (BASE.host_bytes + arrays))
     assert plan.device_bytes == 0
+
+
+def test_uncertainty_takes_fields_of_the_size_of_a_class() -> None:
+    shape, window = (100, 256, 256), (64, 64, 64)
+    none, one, two = (planned(shape, window, classes=3, uncertainty_fields=n).host_bytes for n in range(3))
+    more = planned(shape, window, classes=4).host_bytes - none
+    assert one - none == pytest.approx(two - one, abs=2)
+    assert 1 < (one - none) / more < 1.4  # a class, and what looking at one row takes
 
 
 def test_on_a_gpu_the_sums_are_the_devices() -> None:

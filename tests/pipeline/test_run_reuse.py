@@ -207,6 +207,33 @@ def test_overwrite_withdraws_what_other_settings_made(top: Path) -> None:
         segment(top, classes=3)
 
 
+def test_mirroring_is_the_cards_and_changes_the_answer(top: Path) -> None:
+    model = random_model(top / "model", mirror_axes=[0, 2])
+    assert counts(segment(top, model=model)) == (2, 0, 2, 0)
+    flipped = label_array(top / "out", "a", "tiny-resunet")
+    assert counts(segment(top, model=model, mirroring=True)) == (2, 2, 0, 0)
+    with pytest.raises(UsageError, match=r"mirroring true \(now false\)"):
+        segment(top, model=model, mirroring=False)
+    assert counts(segment(top, model=model, mirroring=False, overwrite=True)) == (2, 0, 2, 0)
+    assert (label_array(top / "out", "a", "tiny-resunet") != flipped).any()
+    plain = random_model(top / "plain")  # the same weights
+    segment(top, model=plain, out="plain-out")
+    np.testing.assert_array_equal(
+        label_array(top / "plain-out", "a", "tiny-resunet"), label_array(top / "out", "a", "tiny-resunet")
+    )
+
+
+def test_a_model_without_mirror_axes_is_never_flipped_and_its_older_results_stand(top: Path) -> None:
+    model = random_model(top / "model")
+    segment(top, model=model)
+    (plan, *_) = (top / "out/ledger").glob("*/plan.json")
+    assert json.loads(plan.read_text())["settings"]["mirroring"] is False  # as every version wrote it
+    assert counts(segment(top, model=model, mirroring=False)) == (2, 2, 0, 0)
+    for name in (model, "kmeans"):
+        with pytest.raises(UsageError, match=r"its card lists none \(mirror_axes\)"):
+            segment(top, model=name, mirroring=True)
+
+
 def test_a_volume_of_a_4d_scan_is_chosen_and_counts_as_content(top: Path) -> None:
     data = np.stack([brain(seed=1), brain(seed=5)], axis=-1)
     save_nifti(top / "in4d/x.nii.gz", data)

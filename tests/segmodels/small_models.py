@@ -8,6 +8,9 @@ import torch
 
 from segmodels import create
 from segmodels.network import Network
+from segmodels.registry import MODULES
+
+ARCHITECTURES = [name for name in MODULES if name != "ensemble"]  # what has layers of its own
 
 CARD: dict[str, Any] = {
     "name": "tiny-resunet",

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import small_network
+from small_models import ARCHITECTURES, small_network
 
 import segmodels
 from segmodels import ModelError
 from segmodels.predictor import NetworkPredictor, Predictor, make_predictor
-from segmodels.registry import MODULES
 from segmodels.runtime import Runtime, resolve_precision, resolve_runtime, usable_cores
 
 
@@ -108,7 +107,7 @@ def test_a_2d_network_sees_planes() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_tile_has_the_same_bits_wherever_it_stands(name: str, dims: int, norm: str) -> None:
     # The experiment behind guarantee 1. Done once at length (widths to 128, fp32 and bf16, 1 and 2 threads,
     # even and odd tiles) and kept here in small: with the batch and the threads fixed, nothing else enters.

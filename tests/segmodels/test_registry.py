@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from small_models import ARCHITECTURES
 
 import segmodels
 from segmodels import ModelError
@@ -32,7 +33,7 @@ def test_the_counts_of_the_contract() -> None:
         assert count_parameters(on_meta("resunet", dims=dims, in_channels=3, classes=1, widths=widths)) == count
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_defaults_and_facts_agree_with_the_spec(name: str) -> None:
     network, known = on_meta(name), spec(name)
     assert network.config["dims"] == (3 if name == "unet3d" else 2)
@@ -48,7 +49,7 @@ def test_defaults_and_facts_agree_with_the_spec(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_config_rebuilds_the_network(name: str, norm: str) -> None:
     first = on_meta(name, dims=2, widths=(4, 6, 8), norm=norm, classes=5)
     again = on_meta(name, **first.config)
@@ -57,9 +58,9 @@ def test_the_config_rebuilds_the_network(name: str, norm: str) -> None:
 
 
 def test_lists() -> None:
-    assert segmodels.list_models() == ["kmeans", "resunet", "unet", "unet3d"]
+    assert segmodels.list_models() == ["ensemble", "kmeans", "resunet", "unet", "unet3d"]
     assert segmodels.list_models("*unet*") == ["resunet", "unet", "unet3d"]
-    assert segmodels.list_models(dims=3) == ["resunet", "unet", "unet3d"]
+    assert segmodels.list_models(dims=3) == ["ensemble", "resunet", "unet", "unet3d"]
 
 
 @pytest.mark.parametrize("name", ["kmeans", *MODULES])
@@ -67,14 +68,15 @@ def test_describe_says_what_matters(name: str) -> None:
     text = segmodels.describe(name)
     for word in ("paper", "divisor", "margin", "halo", "parameters", "options"):
         assert word in text
-    assert {"unet": "31,030,658", "unet3d": "19,069,955", "resunet": "8,223,809"}.get(name, "Lloyd") in text
+    known = {"ensemble": "41,112,970", "unet": "31,030,658", "unet3d": "19,069,955", "resunet": "8,223,809"}
+    assert known.get(name, "Lloyd") in text
 
 
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [
         ("unett", {}, ["no model is called 'unett'", "Did you mean 'unet'", "resunet"]),
-        ("zzz", {}, ["no model is called 'zzz'", "There are: kmeans, resunet"]),
+        ("zzz", {}, ["no model is called 'zzz'", "There are: ensemble, kmeans, resunet"]),
         ("kmeans", {}, ["built-in", "segmodels.load('kmeans')"]),
         ("unet", {"widht": [1, 2]}, ["no option 'widht'", "Did you mean 'widths'", "padding='same'"]),
         ("resunet", {"padding": "valid"}, ["no option 'padding'", "norm='batch'"]),

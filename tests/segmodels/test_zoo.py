@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import ARCHITECTURES
 from small_models import small_network as network
 from torch import Tensor, nn
 
 from segmodels import ModelError, create
 from segmodels.network import Network
-from segmodels.registry import MODULES, spec
+from segmodels.registry import spec
 
 WIDTHS = {1: [4, 6], 2: [4, 6, 8], 3: [2, 2, 2, 4], 4: [2, 2, 2, 2, 2]}
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
     "size",
     [(1, 1), (1, 7), (8, 8), (9, 31), (2, 3, 5), (1, 1, 1), (8, 4, 12)],
@@ -37,7 +38,7 @@ def test_the_padding_repeats_the_last_voxel_at_the_high_end() -> None:
         assert torch.equal(net(x), net(grown)[:, :, :5])
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_step_of_training_moves_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     net = create(name, dims=2, widths=WIDTHS[2], norm="group").train()
@@ -106,7 +107,7 @@ def extent(net: Network, size: int, low: int, high: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_reach_by_probing(name: str, depth: int) -> None:
     net = positive_and_linear(network(name, dims=2, widths=WIDTHS[depth], norm="none"))
     step, reach = net.divisor, spec(name).reach(net.config)
@@ -131,7 +132,7 @@ def test_valid_margin_by_probing(name: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_aligned_tiles_with_the_reach_as_halo_equal_the_whole(name: str, dims: int) -> None:
     net = network(name, dims=dims, widths=WIDTHS[1] if dims == 3 else WIDTHS[2]).double()
     step, halo = net.divisor, spec(name).reach(net.config)
@@ -147,7 +148,7 @@ def test_aligned_tiles_with_the_reach_as_halo_equal_the_whole(name: str, dims: i
     assert (shifted - whole[..., a + 1 : b + 1]).abs().max() > 1e-6  # out of phase with the pooling grid
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_halo_one_step_shorter_is_too_short(name: str) -> None:
     net = positive_and_linear(network(name, dims=2, widths=WIDTHS[2], norm="none"))
     step, halo = net.divisor, (spec(name).reach(net.config) or 0) - net.divisor
