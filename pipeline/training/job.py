@@ -105,10 +105,15 @@ class TrainJob(Part):
         return self
 
     @property
+    def window(self) -> tuple[int, int, int]:
+        """Voxels of a tile along z, y, x."""
+        z, y, x = (1,) * (3 - len(self.tile)) + self.tile
+        return z, y, x
+
+    @property
     def patch(self) -> tuple[int, int, int]:
         """Voxels of a sample along z, y, x."""
-        z, y, x = self.recipe.patch or ((1,) * (3 - len(self.tile)) + self.tile)
-        return z, y, x
+        return self.recipe.patch or self.window
 
     def card(self, **more: Any) -> Card:
         """The card of the model that this job makes, without weights. Raises ModelError."""

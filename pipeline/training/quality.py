@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segmodels.train.cases import Case
+from segmodels.train.recipe import UNCHANGED
 
 from ..api import run_blocks, start_run
 from ..engine import SerialEngine
@@ -19,36 +18,67 @@ from ..summary import References, Summary, finish
 from .job import TrainJob
 from .pairs import Pair
 
-CURVE_CASES = 10  # of the validation cases, for the learning curve: the card is measured on all of them
+CURVE_TILES = 16  # for the learning curve, scored often
+CALIBRATION_TILES = 64
+
+
+def validation_tiles(job: TrainJob, cases: Sequence[Case], count: int) -> Iterator[tuple[Any, Any]]:
+    """Up to `count` tiles of the cases, nothing changed: image (1, c, *tile) float32 and labels (*tile) int64 tensors.
+
+    A tile is what a network takes at once, so this is bounded for scans of any size.
+    """
+    from segmodels.train.samples import Samples
+
+    recipe = job.recipe.model_copy(update={"augment": UNCHANGED, "seed": 0})
+    flat = len(job.tile) == 2
+    samples = Samples(cases, recipe, job.window, ())
+    for i in range(count):
+        image, labels, _ = samples[i]
+        yield (image[:, 0], labels[0]) if flat else (image, labels)
 
 
 def curve_scorer(job: TrainJob, cases: Sequence[Case]) -> Callable[[Any], dict[str, float]]:
-    """A function of a network that gives the mean Dice of each structure over the first validation cases."""
-    chosen = cases[:CURVE_CASES]
+    """A function of a network that gives the mean Dice of each structure over some tiles of the validation cases."""
 
     def score(network: Any) -> dict[str, float]:
         import torch
-        from monai.inferers.utils import sliding_window_inference
 
         device = next(network.parameters()).device
         found: dict[str, list[float]] = {name: [] for name in job.labels.values()}
-        flat = len(job.tile) == 2
-        for case in chosen:
-            image = torch.from_numpy(np.array(case.image()))
+        for image, labels in validation_tiles(job, cases, CURVE_TILES):
             with torch.inference_mode():
-                # A 2-D network sees the planes as a batch.
-                batch = (image.movedim(1, 0) if flat else image[None]).to(device)
-                logits: Any = sliding_window_inference(
-                    batch, job.tile, 4 if flat else 1, network, overlap=job.overlap, mode="gaussian"
-                )
-                chosen_labels = logits.argmax(1).cpu().numpy().reshape(case.labels().shape)
+                predicted = network(image[None].to(device)).argmax(1)[0].cpu()
             for value, name in job.labels.items():
-                predicted, true = chosen_labels == int(value), case.labels() == int(value)
-                if (both := int(predicted.sum()) + int(true.sum())) > 0:
-                    found[name].append(2 * int((predicted & true).sum()) / both)
+                ours, true = predicted == int(value), labels == int(value)
+                if (both := int(ours.sum()) + int(true.sum())) > 0:
+                    found[name].append(2 * int((ours & true).sum()) / both)
         return {f"dice {name}": statistics.fmean(values) for name, values in found.items() if values}
 
     return score
+
+
+def measure_calibration(job: TrainJob, model: Path, cases: Sequence[Case], threads: int) -> dict[str, Any]:
+    """The expected calibration error of the model's probabilities over tiles of the validation cases."""
+    import segmodels
+    from segmodels.calibration import BINS, CalibrationSums, calibration_sums, expected_calibration_error, merge
+    from segmodels.predictor import make_predictor
+    from segmodels.runtime import resolve_runtime
+
+    loaded = segmodels.load(model)
+    predictor = make_predictor(loaded, resolve_runtime(loaded, threads=threads))
+
+    def sums() -> Iterator[CalibrationSums]:
+        for image, labels in validation_tiles(job, cases, CALIBRATION_TILES):
+            tile = image[None] if image.ndim == 4 else image[None, :, None]
+            logits = predictor.predict(tile)[0, : predictor.classes].cpu()
+            yield calibration_sums(logits, labels.reshape(logits.shape[1:]))
+
+    return {
+        "expected_calibration_error": expected_calibration_error(merge(sums())),
+        "bins": BINS,
+        "tiles": CALIBRATION_TILES,
+        "over": "voxels that are a structure in the mask or in the reference",
+    }
 
 
 def measure_quality(job: TrainJob, model: Path, pairs: Sequence[Pair], out: Path, threads: int) -> dict[str, Any]:

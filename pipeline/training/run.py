@@ -20,7 +20,7 @@ from .curve import write_curve
 from .job import TrainJob
 from .pairs import Pair, Split, draw_split, find_pairs
 from .prepare import prepare
-from .quality import curve_scorer, measure_quality
+from .quality import curve_scorer, measure_calibration, measure_quality
 
 logger = logging.getLogger("maskmill")
 
@@ -203,6 +203,7 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     if preparation.split.validation:
         pairs = [preparation.pairs[name] for name in preparation.split.validation]
         quality = measure_quality(job, draft, pairs, out / WORK / "validation", threads)
+        quality["calibration"] = measure_calibration(job, draft, preparation.validation, threads)
     rows = [{"member": float(i), **row} for i, state in enumerate(states) if state for row in state["rows"]]
     write_curve(out / "training", rows)
     store.write_json(str(out / "training" / "split.json"), _lists(preparation.split))
@@ -215,15 +216,14 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
 def _assemble(job: TrainJob, kept: list[dict[str, Any]]) -> Any:
     """One network with the averaged weights of its members."""
     import segmodels
+    from segmodels.zoo.ensemble import join
 
-    if job.members == 1:
+    networks = []
+    for state in kept:
         network = segmodels.create(job.network.name, **job.network.config)
-        network.load_state_dict(kept[0])
-        return network.eval()
-    described = {"name": job.network.name, "config": job.network.config}
-    network = segmodels.create("ensemble", members=job.members, network=described)
-    network.load_state_dict({f"members.{i}.{n}": t for i, state in enumerate(kept) for n, t in state.items()})
-    return network.eval()
+        network.load_state_dict(state)
+        networks.append(network.eval())
+    return networks[0] if len(networks) == 1 else join(networks)
 
 
 def _lists(split: Split) -> dict[str, list[str]]:

@@ -56,6 +56,12 @@ class Augment(Part):
     gamma_invert: Share = Field(0.25, description="share of the gamma curves that act on the negative image")
 
 
+UNCHANGED = Augment(
+    rotate=0.0, scale=0.0, elastic=0.0, noise=0.0, blur=0.0, brightness=0.0, contrast=0.0, low_resolution=0.0,
+    gamma=0.0, flip_axes=(),
+)  # fmt: skip
+
+
 class Recipe(Part):
     """How a network is trained. `steps` or `minutes` must be given; with both, what ends first ends it."""
 

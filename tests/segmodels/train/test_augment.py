@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from segmodels.train.augment import change_intensities, displaced, resample
-from segmodels.train.recipe import Augment
-
-OFF = {name: 0.0 for name, f in Augment.model_fields.items() if f.annotation is float and not name.endswith("_mm")}
-STILL = Augment(**{n: 0.0 for n in OFF if n not in ("rotate_degrees", "elastic_grid_mm", "gamma_invert")})
+from segmodels.train.recipe import UNCHANGED, Augment
 
 
 def only(**changes: object) -> Augment:
-    return STILL.model_copy(update=changes)
+    return UNCHANGED.model_copy(update=changes)
 
 
 def offsets_of(augment: Augment, patch=(8, 10, 12), spacing=(1.0, 1.0, 1.0), flips=(), seed=0) -> np.ndarray | None:
@@ -55,7 +52,7 @@ def test_mirroring_is_numpys_flip() -> None:
     labels = np.random.default_rng(1).integers(0, 3, (6, 8, 10)).astype(np.uint8)
     seen = set()
     for seed in range(20):
-        offsets = offsets_of(STILL, (6, 8, 10), flips=(0, 2), seed=seed)
+        offsets = offsets_of(UNCHANGED, (6, 8, 10), flips=(0, 2), seed=seed)
         if offsets is None:
             continue
         voxels, chosen = resample(image, labels, (2.5, 3.5, 4.5), offsets)
@@ -116,7 +113,7 @@ def test_deformations_are_smooth_and_of_the_size_that_was_asked() -> None:
 def test_intensities() -> None:
     random = np.random.default_rng(0)
     image = random.normal(2, 3, (2, 20, 20, 20)).astype(np.float32)
-    same = change_intensities(image, STILL, random)
+    same = change_intensities(image, UNCHANGED, random)
     np.testing.assert_array_equal(same, image)
     noisy = change_intensities(image, only(noise=1.0, noise_std=(0.5, 0.5)), random)
     assert abs((noisy - image).std() - 0.5) < 0.02

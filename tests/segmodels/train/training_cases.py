@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from segmodels.train.cases import Case, PlacesSampler
-from segmodels.train.recipe import Augment, Recipe
-
-STILL = Augment(
-    rotate=0.0, scale=0.0, elastic=0.0, noise=0.0, blur=0.0, brightness=0.0, contrast=0.0, low_resolution=0.0, gamma=0.0
-)
+from segmodels.train.recipe import UNCHANGED, Recipe
 
 
 def write_case(folder: Path, image: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]) -> Case:
@@ -51,4 +47,4 @@ def quick(**changes: object) -> Recipe:
         "averaging": 0.9,
         "precision": "fp32",
     }
-    return Recipe.model_validate(settings | {"augment": STILL} | changes)
+    return Recipe.model_validate(settings | {"augment": UNCHANGED} | changes)
