@@ -50,7 +50,8 @@ def _yes(rows: list[Values]) -> list[str]:
     return [NOTHING if value is None else "yes" if value else "no" for (value,) in rows]
 
 
-_whole, _tenths, _score = _decimals(lambda _: 0), _decimals(lambda _: 1), _decimals(lambda _: 3)
+_whole, _tenths = _decimals(lambda _: 0), _decimals(lambda _: 1)
+_hundredths, _score = _decimals(lambda _: 2), _decimals(lambda _: 3)
 _volume, _measure = _decimals(volume_decimals), _decimals(measure_decimals)
 
 COLUMNS = (
@@ -65,11 +66,15 @@ COLUMNS = (
     Column("bounding box, voxels", "y", ("bbox_y_min", "bbox_y_max"), _range),
     Column("bounding box, voxels", "z", ("bbox_z_min", "bbox_z_max"), _range),
     Column("touches", "border", ("touches_border",), _yes),
+    Column("pieces", "count", ("components",), _whole),
+    Column("pieces", "largest, mL", ("largest_component_ml",), _volume),
+    Column("pieces", "holes", ("holes",), _whole),
     Column("against the reference", "Dice", ("dice",), _score),
     Column("against the reference", "IoU", ("iou",), _score),
     Column("against the reference", "sensitivity", ("sensitivity",), _score),
     Column("against the reference", "precision", ("precision",), _score),
-    Column("against the reference", "HD95, mm", ("hd95_mm",), _tenths),
+    Column("against the reference", "HD95, mm", ("hd95_mm",), _hundredths),
+    Column("against the reference", "mean distance, mm", ("asd_mm",), _hundredths),
     Column("against the reference", "surface Dice 1 mm", ("surface_dice_1mm",), _score),
 )
 
