@@ -122,8 +122,8 @@ def surface_room(budget: int) -> int:
 
 
 def too_large_error(structures: Mapping[str, int]) -> StudyError:
-    """What is to be said of structures whose surface points would take so many bytes."""
-    names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in structures.items())
+    """What is to be said of structures whose surface points take at least so many bytes."""
+    names = ", ".join(f"{name} (over {size / 2**20:.0f} MiB)" for name, size in structures.items())
     return StudyError("memory", f"the surface points of {names} do not fit into --memory; give more")
 
 

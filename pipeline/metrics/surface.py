@@ -30,7 +30,7 @@ from .masks import Mask, scored_pairs
 SURFACE = ("hd95_mm", "asd_mm", "surface_dice")
 TOLERANCE_MM = 1.0
 HELD_BYTES = 10  # per surface point that waits: its index, and the lists
-WORK_BYTES = 160  # per surface point of the structure that is being measured: coordinates, tree, distances
+WORK_BYTES = 110  # per surface point of the structure that is being measured: coordinates, tree, distances
 SLACK = 1e-5  # affines are stored as float32: a distance that is the tolerance but for rounding is within it
 
 Scores = dict[str, float | None]
@@ -53,7 +53,7 @@ def surface_scores(
     room: int,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> tuple[dict[int, Scores], dict[int, int]]:
-    """Surface scores per label, and for labels that cannot be had in `room` bytes the bytes that they would take.
+    """Surface scores per label, and for labels that do not fit into `room` bytes the bytes that they take at least.
 
     Both masks are read once; where the surface points of all structures together do not fit, the largest ones wait for
     another reading. Memory: `room`, and about 10 bytes a voxel of one slab of each mask.
@@ -80,7 +80,7 @@ Parts = tuple[list[np.ndarray], list[np.ndarray]]
 def _gather(
     slabs: Iterator[np.ndarray], labels: Collection[int], room: int
 ) -> tuple[dict[int, Parts], set[int], dict[int, int]]:
-    """Surface points of as many labels as fit; those that must wait; those that would not fit alone, with bytes.
+    """Surface points of as many labels as fit; those that must wait; those that do not fit alone, with bytes.
 
     slabs: (2, rows, y, x), mask and reference. One reading settles at least one label.
     """
