@@ -7,8 +7,10 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,7 @@ def test_a_structure_that_fits_nowhere_costs_only_itself() -> None:
 
 MEASURE = """
 import json, sys
+import nibabel as nib
 import numpy as np
 from pipeline.engine import keep_few_arenas, peak_rss, reset_peak_rss, resident_bytes
 from pipeline.metrics.masks import Mask
@@ -251,3 +254,20 @@ def test_memory_is_what_was_reckoned() -> None:
     assert refused < (16 << 20) + slack
     assert taken < points * (HELD_BYTES + WORK_BYTES) + slack
     assert taken > points * (HELD_BYTES + WORK_BYTES) / 4, "the reckoning is no idle one"
+
+
+@pytest.mark.realdata
+def test_scores_of_a_whole_body_are_monais(shared: Path) -> None:
+    """Structures of a CT's mask at 3 mm, against the mask a voxel further on."""
+    labels = np.asarray(nib.load(shared / "ct/example_seg.nii.gz").dataobj).T
+    moved = np.roll(labels, (1, 1), (1, 2))
+    present = np.unique(labels[labels > 0])[::5]  # MONAI takes a second for each
+    ranks = np.zeros(256, np.uint8)  # 0 for the others
+    ranks[present] = np.arange(1, len(present) + 1)
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    found, _ = surface_scores(
+        mask_of(labels, affine, 8), mask_of(moved, affine, 8), present.tolist(), binary_255=False, room=ROOM
+    )
+    flat = [found[label][name] for label in present.tolist() for name in NONE]
+    assert flat == pytest.approx(monais(ranks[labels], ranks[moved], (3, 3, 3), 1.0), rel=1e-5)
+    assert len(present) == 9
