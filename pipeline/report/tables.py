@@ -57,6 +57,16 @@ _volume, _measure = _decimals(volume_decimals), _decimals(measure_decimals)
 COLUMNS = (
     Column("size", "mL", ("volume_ml",), _volume),
     Column("size", "voxels", ("voxels",), _whole),
+    Column("against the reference", "Dice", ("dice",), _score),
+    Column("against the reference", "IoU", ("iou",), _score),
+    Column("against the reference", "sensitivity", ("sensitivity",), _score),
+    Column("against the reference", "precision", ("precision",), _score),
+    Column("against the reference", "HD95, mm", ("hd95_mm",), _hundredths),
+    Column("against the reference", "mean distance, mm", ("asd_mm",), _hundredths),
+    Column("against the reference", "surface Dice 1 mm", ("surface_dice_1mm",), _score),
+    Column("pieces", "count", ("components",), _whole),
+    Column("pieces", "largest, mL", ("largest_component_ml",), _volume),
+    Column("pieces", "holes", ("holes",), _whole),
     Column("intensity", "mean", ("mean", "std"), _measure),
     Column("intensity", "std", ("std", "mean"), _measure),
     Column("centroid, mm", "x", ("centroid_x_mm",), _tenths),
@@ -66,16 +76,6 @@ COLUMNS = (
     Column("bounding box, voxels", "y", ("bbox_y_min", "bbox_y_max"), _range),
     Column("bounding box, voxels", "z", ("bbox_z_min", "bbox_z_max"), _range),
     Column("touches", "border", ("touches_border",), _yes),
-    Column("pieces", "count", ("components",), _whole),
-    Column("pieces", "largest, mL", ("largest_component_ml",), _volume),
-    Column("pieces", "holes", ("holes",), _whole),
-    Column("against the reference", "Dice", ("dice",), _score),
-    Column("against the reference", "IoU", ("iou",), _score),
-    Column("against the reference", "sensitivity", ("sensitivity",), _score),
-    Column("against the reference", "precision", ("precision",), _score),
-    Column("against the reference", "HD95, mm", ("hd95_mm",), _hundredths),
-    Column("against the reference", "mean distance, mm", ("asd_mm",), _hundredths),
-    Column("against the reference", "surface Dice 1 mm", ("surface_dice_1mm",), _score),
 )
 
 
