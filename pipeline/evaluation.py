@@ -16,8 +16,8 @@ from .errors import Cause, StudyError, UsageError
 from .geometry import voxel_volume_mm3
 from .metrics.components import Components, count_components
 from .metrics.intervals import RESAMPLES
-from .metrics.masks import VOID, study_mask
-from .metrics.overlap import Confusion, confusion, is_binary_255, scores, voxels
+from .metrics.masks import VOID, binary_mask, study_mask
+from .metrics.overlap import Confusion, confusion, is_binary_255, scores, voxels, with_label_1
 from .metrics.structures import component_columns
 from .metrics.summary import LEVEL, SUMMARY_COLUMNS, mean, summarise
 from .metrics.surface import TOLERANCE_MM, surface_scores
@@ -76,6 +76,7 @@ class _Pair:
     mask: Study | None = None
     reference: Study | None = None
     counts: Confusion | None = None
+    is_binary: bool = False  # the mask: its 255 is label 1
     rows: list[Row] | None = None
     error: StudyError | None = None
     seconds: float = 0.0
@@ -104,9 +105,7 @@ def evaluate(
     pairs = _paired(_found(str(masks), "MASKS"), _found(str(references), "REFERENCES"))
     for pair in pairs:
         _try(pair, _count)
-    counted = [pair.counts for pair in pairs if pair.counts is not None]
-    binary = is_binary_255(counted)
-    present = _labels_in(counted, binary)
+    binary, present = _settle_labels(pairs)
     names = dict(names) if names is not None else {label: f"label {label}" for label in present}
     for done, pair in enumerate(pairs):
         observe(done, len(pairs))
@@ -197,12 +196,18 @@ def _count(pair: _Pair) -> None:
     pair.counts = counts
 
 
-def _labels_in(counted: Iterable[Confusion], binary: bool) -> list[int]:
-    """Labels above 0 of all masks and references, with what 255 stands for in the references settled."""
+def _settle_labels(pairs: Iterable[_Pair]) -> tuple[bool, list[int]]:
+    """What 255 stands for, which the whole sets decide: in masks at once, for references as the flag that is given.
+    And all labels above 0 that occur."""
+    counted = [pair for pair in pairs if pair.counts is not None]
+    if is_binary_255((pair.counts or {} for pair in counted), side=0):
+        for pair in counted:
+            pair.counts, pair.is_binary = with_label_1(pair.counts or {}), True
+    binary = is_binary_255(pair.counts or {} for pair in counted)
     labels = set()
-    for ours, theirs in (map(int, found.split(",")) for counts in counted for found in counts):
+    for ours, theirs in (map(int, found.split(",")) for pair in counted for found in pair.counts or {}):
         labels |= {ours, theirs if theirs != VOID else int(binary)}
-    return sorted(labels - {0})
+    return binary, sorted(labels - {0})
 
 
 def _measure(pair: _Pair, names: Mapping[int, str], binary: bool, tolerance_mm: float, memory: int) -> None:
@@ -210,6 +215,7 @@ def _measure(pair: _Pair, names: Mapping[int, str], binary: bool, tolerance_mm: 
     assert pair.reference is not None
     assert pair.counts is not None
     mask, reference = study_mask(pair.mask, "mask"), study_mask(pair.reference)
+    mask = binary_mask(mask) if pair.is_binary else mask
     pieces = count_components(mask.slabs(), mask.shape)
     room = surface_room(memory)
     surface, too_large = surface_scores(

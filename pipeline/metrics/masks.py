@@ -6,7 +6,7 @@ What is measured here never holds more than a few slabs, so that the size of a m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,6 +82,11 @@ def _as_labels(slab: np.ndarray, what: str) -> np.ndarray:
     if low < 0 or high > HIGHEST_LABEL:
         raise StudyError("input", f"the {what} holds labels from {low} to {high}; expected 0 to {HIGHEST_LABEL}")
     return slab.astype(np.uint8 if high < 256 else np.uint32, copy=False)
+
+
+def binary_mask(mask: Mask) -> Mask:
+    """A mask of 0 and 255 as one of 0 and 1."""
+    return replace(mask, read=lambda rows: ((slab == VOID).astype(np.uint8) for slab in mask.read(rows)))
 
 
 def check_fit(mask: Mask, reference: Mask) -> None:

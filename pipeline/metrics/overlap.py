@@ -39,10 +39,18 @@ def _count_pairs(predicted: np.ndarray, reference: np.ndarray) -> Confusion:
     }
 
 
-def is_binary_255(confusions: Iterable[Confusion]) -> bool:
-    """Whether a whole set of references holds only 0 and 255 (then 255 is label 1, else it is void)."""
-    values = {pair.split(",")[1] for counts in confusions for pair in counts}
+def is_binary_255(confusions: Iterable[Confusion], *, side: int = 1) -> bool:
+    """Whether a whole set of references (of masks, with `side` 0) holds only 0 and 255: then 255 is label 1.
+
+    Else it is void in references, and a label like any other in masks.
+    """
+    values = {pair.split(",")[side] for counts in confusions for pair in counts}
     return str(VOID) in values and values <= {"0", str(VOID)}
+
+
+def with_label_1(counts: Confusion) -> Confusion:
+    """The counts of a binary mask whose label 255 is called 1."""
+    return {pair.replace(f"{VOID},", "1,", 1) if pair.startswith(f"{VOID},") else pair: n for pair, n in counts.items()}
 
 
 def voxels(counts: Mapping[str, int], label: int, *, binary_255: bool) -> tuple[int, int]:

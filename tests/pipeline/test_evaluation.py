@@ -148,6 +148,10 @@ def test_void_and_binary_references(top: Path) -> None:
     (row,) = evaluate(top, names={1: "one"}).structures
     assert row["hd95_mm"] == pytest.approx(expected(mask, reference, 1, 1.0)["hd95_mm"])
     assert row["reference_voxels"] == (reference == 1).sum()
+    same = row
+    save_nifti(top / "masks/x.nii.gz", (mask == 1).astype(np.uint8) * 255, AFFINE)  # some write masks so too
+    assert evaluate(top, names=None).structures == [same | {"structure": "label 1"}]
+    save_nifti(top / "masks/x.nii.gz", (mask == 1).astype(np.uint8), AFFINE)
     save_nifti(top / "truth/x.nii.gz", np.where(reference == 2, 255, reference).astype(np.uint8), AFFINE)
     (row,) = evaluate(top, names={1: "one"}).structures
     clear = np.where(reference == 2, 0, mask)
