@@ -14,7 +14,7 @@ from .. import ome
 from ..errors import StudyError
 from ..geometry import furthest_corner_mm, spacing_of
 from ..grid import Triple
-from ..sources import Study, open_source
+from ..sources import Header, Study, open_source
 
 SLAB_VOXELS = 1 << 22
 HIGHEST_LABEL = (1 << 32) - 1
@@ -63,8 +63,7 @@ def study_mask(study: Study, what: str = "reference") -> Mask:
     """
     with open_source(study) as source:
         header = source.header
-    if header.channels != 1:
-        raise StudyError("input", f"the {what} has {header.channels} channels; a mask has one")
+    check_channels(header, what)
 
     def read(rows: int) -> Iterator[np.ndarray]:
         with open_source(study) as source:
@@ -89,16 +88,19 @@ def binary_mask(mask: Mask) -> Mask:
     return replace(mask, read=lambda rows: ((slab == VOID).astype(np.uint8) for slab in mask.read(rows)))
 
 
-def check_fit(mask: Mask, reference: Mask) -> None:
-    """Raises StudyError where a reference has another shape, or corners more than a tenth of a voxel away."""
-    if reference.shape != mask.shape:
-        raise StudyError(
-            "input",
-            f"the reference has {list(reference.shape[::-1])} voxels (x,y,z) but the mask {list(mask.shape[::-1])}",
-        )
-    off = furthest_corner_mm(reference.affine, mask.affine, mask.shape)
-    if off > min(spacing_of(mask.affine)) / 10:
-        raise StudyError("geometry", f"the reference lies up to {off:.3g} mm away from the mask")
+def check_channels(header: Header, what: str) -> None:
+    if header.channels != 1:
+        raise StudyError("input", f"the {what} has {header.channels} channels; a mask has one")
+
+
+def check_fit(one: Mask | Header, other: Mask | Header, names: tuple[str, str] = ("reference", "mask")) -> None:
+    """Raises StudyError where two have not the same shape, or corners more than a tenth of a voxel apart."""
+    if one.shape != other.shape:
+        shapes = list(one.shape[::-1]), list(other.shape[::-1])
+        raise StudyError("input", f"the {names[0]} has {shapes[0]} voxels (x,y,z) but the {names[1]} {shapes[1]}")
+    off = furthest_corner_mm(one.affine, other.affine, other.shape)
+    if off > min(spacing_of(other.affine)) / 10:
+        raise StudyError("geometry", f"the {names[0]} lies up to {off:.3g} mm away from the {names[1]}")
 
 
 def pairs(mask: Mask, reference: Mask) -> Iterator[tuple[np.ndarray, np.ndarray]]:

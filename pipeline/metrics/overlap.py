@@ -19,7 +19,7 @@ def confusion(mask: Mask, reference: Mask) -> Confusion:
 
     Raises StudyError when the reference does not fit (see `check_fit`) or one of them cannot be read.
     """
-    check_fit(mask, reference)
+    check_fit(reference, mask)
     counts: Confusion = {}
     for predicted, labels in pairs(mask, reference):
         for pair, count in _count_pairs(predicted, labels).items():

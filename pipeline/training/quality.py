@@ -15,7 +15,8 @@ from ..api import run_blocks, start_run
 from ..engine import SerialEngine
 from ..job import make_job
 from ..metrics.intervals import bootstrap_interval
-from ..summary import References, Summary, finish
+from ..references import References
+from ..summary import Summary, finish
 from .job import TrainJob
 from .pairs import Pair
 

@@ -24,14 +24,11 @@ def test_it_is_the_normal_interval_of_a_normal_mean() -> None:
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_it_leans_as_the_values_do() -> None:
-    """Scores near 1 with a tail below: the interval reaches further down than a percentile interval does."""
-    values = np.append(np.full(30, 0.95) + np.linspace(0, 0.04, 30), [0.2, 0.5])
-    low, high = bootstrap_interval(values.tolist())
-    plain = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1))
-    assert low < plain.confidence_interval.low - 0.005
-    assert high - values.mean() < values.mean() - low
-    assert high < plain.confidence_interval.high
+def test_it_is_scipys_percentile_bootstrap() -> None:
+    """Of values that lean, with other random numbers."""
+    values = np.append(np.linspace(0.9, 0.99, 30), [0.2, 0.5])
+    found = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1))
+    assert bootstrap_interval(values.tolist()) == pytest.approx(tuple(found.confidence_interval), abs=0.004)
 
 
 @pytest.mark.slow
@@ -49,12 +46,12 @@ def test_it_covers_the_truth_as_often_as_it_says() -> None:
 @given(values=st.lists(FLOATS, min_size=2, max_size=30), seed=st.integers(0, 5))
 def test_it_lies_among_the_values_and_is_the_same_again(values: list[float], seed: int) -> None:
     low, high = bootstrap_interval(values, seed=seed)
-    rounding = 1e-9 * max(map(abs, values))
+    rounding = 1e-9 * max(map(abs, values))  # of the means
     assert min(values) - rounding <= low <= high <= max(values) + rounding
     assert bootstrap_interval(values, seed=seed) == (low, high)
 
 
-@pytest.mark.parametrize(("offset", "scale"), [(7, 0.1), (-1000, 10), (0, 1e-200)])
+@pytest.mark.parametrize(("offset", "scale"), [(7, 0.1), (-1000, 10), (0, 1e-9)])
 def test_units_do_not_matter(offset: float, scale: float) -> None:
     values = np.random.default_rng(2).gamma(2, 1, 25)
     low, high = bootstrap_interval(values.tolist())
@@ -62,15 +59,11 @@ def test_units_do_not_matter(offset: float, scale: float) -> None:
     assert moved == pytest.approx((offset + scale * low, offset + scale * high), rel=1e-9, abs=0)
 
 
-def test_what_has_no_interval() -> None:
-    for values in ([], [0.5], [None, 0.5, math.nan]):
-        assert all(math.isnan(end) for end in bootstrap_interval(values))
-    assert bootstrap_interval([0.7, 0.7, None, 0.7]) == (0.7, 0.7)
-
-
-def test_missing_values_are_left_out() -> None:
-    values: list[float | None] = [0.1, 0.5, 0.9, 0.4]
-    assert bootstrap_interval([None, *values, math.nan]) == bootstrap_interval(values)
+def test_few_values() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])
+    assert bootstrap_interval([0.7]) == (0.7, 0.7)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
 
 
 def test_pairs_are_kept_together() -> None:
