@@ -128,6 +128,26 @@ def train(
 
 
 @app.command()
+def evaluate(
+    masks: Annotated[str, typer.Argument(help="masks made by anyone: NIfTI or OME-Zarr, a file or a folder")],
+    references: Annotated[str, typer.Argument(help="reference masks of the same names")],
+    out: Annotated[str, typer.Option("-o", "--out", help="where OUT/metrics goes")],
+    labels: Annotated[str | None, typer.Option(help='JSON with names, {"1": "liver"}; default: all labels')] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="take the names from this model's card")] = None,
+    tolerance: Annotated[float, typer.Option(help="of the surface Dice, in mm")] = 1.0,
+    memory: Annotated[str | None, typer.Option(help="such as 4GiB; default: 80 % of the machine's")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score masks against references: overlap, surface distances, components, means with confidence intervals."""
+    from .evaluate import evaluate_command
+
+    code = evaluate_command(
+        masks, references, out, labels=labels, model=model, tolerance=tolerance, memory=memory, as_json=as_json
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def status(
     out: Annotated[str, typer.Argument(help="a folder that `segment` wrote to")],
     as_json: Json = False,

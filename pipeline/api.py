@@ -14,10 +14,11 @@ from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
 from .prepare import measure, plan_only
+from .references import References
 from .run import Progress, Run
 from .sources import Found
 from .start import claim_out, find, memory_budget, resolve_method
-from .summary import References, Summary, finish, write_run
+from .summary import Summary, finish, write_run
 
 EngineFactory = Callable[[WorkerSpec], Engine]
 

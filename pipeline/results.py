@@ -19,6 +19,8 @@ from .colors import label_colors
 from .exports.nifti import write_nifti
 from .geometry import ome_scale
 from .grid import Shards, Triple
+from .metrics.components import count_components
+from .metrics.masks import stored_mask
 from .metrics.structures import merge_shards, structure_rows
 from .pyramid import build_pyramid
 from .sources.ome_metadata import read_image
@@ -82,7 +84,9 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
     shards = Shards(labels.shape, ome.shard_shape(labels.shape))
     if len(done) != shards.total:
         raise RuntimeError(f"{len(done)} of {shards.total} shards are marked: the study is not whole")
-    rows = structure_rows(merge_shards(done.values()), labels.structures, labels.shape, labels.affine)
+    mask = stored_mask(store.join(labels.group, "0"), labels.affine)
+    components = count_components(mask.slabs(), mask.shape)
+    rows = structure_rows(merge_shards(done.values()), components, labels.structures, labels.shape, labels.affine)
     seconds["measure"] = time.perf_counter() - began
 
     began = time.perf_counter()

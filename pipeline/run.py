@@ -63,6 +63,7 @@ class Run:
         self.id = new_run_id()
         self.published = published
         self.stop = threading.Event()
+        self.gave_up = False
         self.began = time.time()
         self.failed_before = ledger.all_failed(self.out)
         self.studies = [Progress(study, ledger.location_key(study.source)) for study in self._chosen(found.studies)]
@@ -291,6 +292,7 @@ class Run:
         """The workers were lost and cannot be had again: what has no end by now has failed of that."""
         if self.stop.is_set():  # interrupted before: `close` says so
             return
+        self.gave_up = True
         self.stop.set()
         with self._reading_ended():
             for progress in self.studies:

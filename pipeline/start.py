@@ -239,8 +239,11 @@ def _difference(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 
 def memory_budget(job: Job, workers: int) -> int:
     """Bytes one worker may use: --memory, else its part of 80 % of the machine's memory."""
-    if job.memory is not None:
-        return job.memory
+    return share_of_machine(workers) if job.memory is None else job.memory
+
+
+def share_of_machine(workers: int) -> int:
+    """What one of so many workers may use where nobody says: its part of 80 % of the machine's memory, in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(0.8 * total / workers)
 

@@ -76,10 +76,10 @@ def check_unrun(words: list[str], body: str) -> None:
 
         make_job(yaml.safe_load(body))
     elif words[0] in ("sh", "crontab", "ini"):
-        for command in re.findall(r"\bmaskmill (segment .*)", body):
-            help_text = subprocess.run([SCRIPT, "segment", "--help"], capture_output=True, text=True, check=True).stdout
-            for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", command):
-                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_text), f"{flag} is no flag of segment"
+        for command, rest in re.findall(r"\bmaskmill (segment|evaluate) (.*)", body):
+            help_text = subprocess.run([SCRIPT, command, "--help"], capture_output=True, text=True, check=True).stdout
+            for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest.partition("#")[0]):
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_text), f"{flag} is no flag of {command}"
     else:
         raise AssertionError(f"a block of kind {words} is not checked")
 

@@ -28,3 +28,14 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int =
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired_bootstrap_interval(
+    first: Sequence[float | None], second: Sequence[float | None], level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of the mean of first - second: two methods on the same studies, in the same order.
+
+    Studies that lack one of the two are left out. Raises ValueError where the lengths differ or no pair is left.
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return bootstrap_interval([a - b for a, b in both], level, seed)

@@ -12,6 +12,7 @@ from ..geometry import to_world, voxel_volume_mm3
 from ..grid import Triple
 from ..statistics import Moments
 from ..uncertainty import MEASURES, LabelSums
+from .components import Components
 
 UNCERTAINTY_COLUMNS = {"entropy": "mean_entropy", "disagreement": "disagreement"}
 
@@ -84,6 +85,7 @@ def merge_shards(markers: Iterable[Mapping[str, Any]]) -> dict[int, StructureSum
 
 def structure_rows(
     merged: Mapping[int, StructureSums],
+    components: Mapping[int, Components],
     names: Mapping[int, str],
     shape: Triple,
     affine: np.ndarray,
@@ -106,8 +108,17 @@ def structure_rows(
             row |= {"touches_border": False, **dict.fromkeys(UNCERTAINTY_COLUMNS.values())}
         else:
             row |= _measured(sums, shape, affine, voxel_ml)
-        rows.append(row)
+        rows.append(row | component_columns(components.get(label, Components()), voxel_ml))
     return rows
+
+
+def component_columns(components: Components, voxel_ml: float) -> dict[str, Any]:
+    """The columns that say how many pieces and holes a structure has."""
+    return {
+        "components": components.count,
+        "largest_component_ml": components.largest * voxel_ml,
+        "holes": components.holes,
+    }
 
 
 def _measured(sums: StructureSums, shape: Sequence[int], affine: np.ndarray, voxel_ml: float) -> dict[str, Any]:

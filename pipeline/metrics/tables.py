@@ -7,9 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import store
+from .overlap import OVERLAP
+from .surface import TOLERANCE_MM
 
-STAGES = ("ingest", "plan", "segment", "publish", "measure", "export")
-SCORES = ("dice", "iou", "sensitivity", "precision", "hd95_mm", "surface_dice_1mm")
+STAGES = ("ingest", "plan", "segment", "publish", "measure", "export", "surface")
+
+
+def surface_dice_column(tolerance_mm: float) -> str:
+    """The column of the surface Dice at a tolerance: surface_dice_1mm, surface_dice_0.5mm."""
+    return f"surface_dice_{tolerance_mm:g}mm"
+
+
+def score_names(tolerance_mm: float = TOLERANCE_MM) -> tuple[str, ...]:
+    """The columns of scores against a reference."""
+    return (*OVERLAP, "hd95_mm", "asd_mm", surface_dice_column(tolerance_mm))
+
+
+SCORES = score_names()
+COMPONENTS = {"components": "int64", "largest_component_ml": "float64", "holes": "int64"}
 
 STUDY_COLUMNS = {
     "study": "string",
@@ -33,20 +48,19 @@ STRUCTURE_COLUMNS = {
     "touches_border": "bool",
     "mean_entropy": "float64",
     "disagreement": "float64",
+    **COMPONENTS,
     **dict.fromkeys(SCORES, "float64"),
 }
 
 
 def write_tables(out: str, studies: Sequence[Mapping[str, Any]], structures: Sequence[Mapping[str, Any]]) -> None:
     """Write both tables to OUT/metrics; a column that a row lacks is null. Rows keep the order they are given in."""
-    for name, columns, rows in (
-        ("studies", STUDY_COLUMNS, studies),
-        ("structures", STRUCTURE_COLUMNS, structures),
-    ):
-        _write(store.join(out, "metrics", name), columns, rows)
+    write_table(out, "studies", STUDY_COLUMNS, studies)
+    write_table(out, "structures", STRUCTURE_COLUMNS, structures)
 
 
-def _write(url: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(out: str, name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write OUT/metrics/<name>.parquet and .csv. columns: the type of each, string, float64, int64 or bool."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -57,5 +71,6 @@ def _write(url: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any
     parquet, text = io.BytesIO(), io.BytesIO()
     pyarrow.parquet.write_table(table, parquet)
     pyarrow.csv.write_csv(table, text)
+    url = store.join(out, "metrics", name)
     store.write(url + ".parquet", parquet.getvalue())
     store.write(url + ".csv", text.getvalue())

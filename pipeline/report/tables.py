@@ -50,12 +50,23 @@ def _yes(rows: list[Values]) -> list[str]:
     return [NOTHING if value is None else "yes" if value else "no" for (value,) in rows]
 
 
-_whole, _tenths, _score = _decimals(lambda _: 0), _decimals(lambda _: 1), _decimals(lambda _: 3)
+_whole, _tenths = _decimals(lambda _: 0), _decimals(lambda _: 1)
+_hundredths, _score = _decimals(lambda _: 2), _decimals(lambda _: 3)
 _volume, _measure = _decimals(volume_decimals), _decimals(measure_decimals)
 
 COLUMNS = (
     Column("size", "mL", ("volume_ml",), _volume),
     Column("size", "voxels", ("voxels",), _whole),
+    Column("against the reference", "Dice", ("dice",), _score),
+    Column("against the reference", "IoU", ("iou",), _score),
+    Column("against the reference", "sensitivity", ("sensitivity",), _score),
+    Column("against the reference", "precision", ("precision",), _score),
+    Column("against the reference", "HD95, mm", ("hd95_mm",), _hundredths),
+    Column("against the reference", "mean distance, mm", ("asd_mm",), _hundredths),
+    Column("against the reference", "surface Dice 1 mm", ("surface_dice_1mm",), _score),
+    Column("pieces", "count", ("components",), _whole),
+    Column("pieces", "largest, mL", ("largest_component_ml",), _volume),
+    Column("pieces", "holes", ("holes",), _whole),
     Column("intensity", "mean", ("mean", "std"), _measure),
     Column("intensity", "std", ("std", "mean"), _measure),
     Column("centroid, mm", "x", ("centroid_x_mm",), _tenths),
@@ -67,12 +78,6 @@ COLUMNS = (
     Column("touches", "border", ("touches_border",), _yes),
     Column("uncertainty, 0 to 1", "entropy", ("mean_entropy",), _score),
     Column("uncertainty, 0 to 1", "disagreement", ("disagreement",), _score),
-    Column("against the reference", "Dice", ("dice",), _score),
-    Column("against the reference", "IoU", ("iou",), _score),
-    Column("against the reference", "sensitivity", ("sensitivity",), _score),
-    Column("against the reference", "precision", ("precision",), _score),
-    Column("against the reference", "HD95, mm", ("hd95_mm",), _tenths),
-    Column("against the reference", "surface Dice 1 mm", ("surface_dice_1mm",), _score),
 )
 
 

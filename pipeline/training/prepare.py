@@ -14,7 +14,7 @@ from segmodels.train.cases import Case, PlacesSampler
 
 from ..errors import Interrupted, StudyError
 from ..geometry import spacing_of
-from ..metrics.overlap import check_fit
+from ..metrics.masks import check_channels, check_fit
 from ..normalize import normalizers
 from ..sources import Header, Source, digest_of, open_source
 from ..statistics import ChannelSums
@@ -47,7 +47,8 @@ def prepare(job: TrainJob, pair: Pair, folder: Path, stop: threading.Event) -> t
                 raise StudyError(
                     "input", f"the image has {header.channels} channel(s), the job names {len(job.channels)}"
                 )
-            check_fit(mask.header, header.shape, header.affine)
+            check_channels(mask.header, "mask")
+            check_fit(mask.header, header, ("mask", "image"))
             voxels = _write_labels(job, mask, folder, stop)
             _write_image(job, image, folder, stop)
         facts = wanted | {"voxels": voxels, "spacing": _spacing(header)}

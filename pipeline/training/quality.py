@@ -14,7 +14,8 @@ from ..api import run_blocks, start_run
 from ..engine import SerialEngine
 from ..job import make_job
 from ..metrics.intervals import bootstrap_interval
-from ..summary import References, Summary, finish
+from ..references import References
+from ..summary import Summary, finish
 from .job import TrainJob
 from .pairs import Pair
 
@@ -97,12 +98,12 @@ def measure_quality(job: TrainJob, model: Path, pairs: Sequence[Pair], out: Path
 
 def figures(summary: Summary) -> dict[str, Any]:
     """The quality part of a card, from a run with references."""
-    scores: dict[str, list[float]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for entry in summary.studies:
         for row in entry["structures"]:
             if row.get("dice") is not None:
-                scores.setdefault(row["structure"], []).append(row["dice"])
-    structures = {name: _distribution(values) for name, values in scores.items()}
+                rows.setdefault(row["structure"], []).append(row)
+    structures = {name: _distribution(found) for name, found in rows.items()}
     means = [facts["mean"] for facts in structures.values()]
     return {
         "measure": "Dice",
@@ -112,12 +113,16 @@ def figures(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _distribution(values: Sequence[float]) -> Mapping[str, Any]:
-    low, high = bootstrap_interval(values)
+def _distribution(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Dice over the cases of one structure, and the mean of HD95 where it is defined."""
+    dice = [row["dice"] for row in rows]
+    distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
+    low, high = bootstrap_interval(dice)
     return {
-        "n": len(values),
-        "mean": statistics.fmean(values),
+        "n": len(dice),
+        "mean": statistics.fmean(dice),
         "interval_95": [low, high],
-        "median": statistics.median(values),
-        "lowest": min(values),
+        "median": statistics.median(dice),
+        "lowest": min(dice),
+        "mean_hd95_mm": statistics.fmean(distances) if distances else None,
     }

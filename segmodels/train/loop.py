@@ -21,7 +21,7 @@ from segmodels.train.cases import Case, require
 from segmodels.train.loss import Supervised, distance_from, make_loss, refuse_nan
 from segmodels.train.recipe import Recipe
 from segmodels.train.samples import Samples, batches
-from segmodels.train.speed import Way, find_way, halved, is_out_of_memory
+from segmodels.train.way import Way, choose_way, halved, is_out_of_memory
 
 ENDLESS = 1 << 40  # steps, where only the time ends a training
 LEAST_ROWS = 20  # of the learning curve
@@ -80,7 +80,7 @@ def train(
     torch.set_num_threads(task.threads)
     samples = Samples(require(task.cases), task.recipe, task.patch, task.flips)
     stop = stop or threading.Event()
-    training = _begin(task, samples)
+    training = _begin(task)
     run: Any = torch.compile(training.supervised) if training.way.compiled else training.supervised
     loss = make_loss(task.recipe)
     readers = _readers(task.recipe, training.way.device)
@@ -104,16 +104,11 @@ def train(
     return training
 
 
-def _begin(task: Task, samples: Samples) -> Training:
+def _begin(task: Task) -> Training:
     """A new training, or the one that the checkpoint holds."""
     supervised = Supervised(task.network, deep=task.recipe.deep_supervision)
     held = checkpoint.read(task.folder)
-    if held is not None:
-        way = Way(**held["way"])
-    else:
-        images, labels, _ = next(iter(batches(samples, 0, 1, 0)))
-        images, labels = _of_dims(images, labels, task.network.dims)
-        way = find_way(supervised, make_loss(task.recipe), images, labels, task.recipe, task.threads)
+    way = Way(**held["way"]) if held is not None else choose_way(task.recipe, task.threads)
     way.place(supervised)
     kept = way.place(copy.deepcopy(task.network)).eval()
     assert isinstance(kept, Network)

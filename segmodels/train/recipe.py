@@ -84,8 +84,10 @@ class Recipe(Part):
     cross_entropy_weight: Annotated[Real, Field(ge=0)] = 1.0
     deep_supervision: Annotated[bool, Field(strict=True)] = Field(False, description="losses at coarser levels too")
     teacher_weight: Share = Field(0.5, description="share of the loss that a teacher has, where the job names one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: what is fastest here")
-    compile: Literal["auto", "yes", "no"] = Field("no", description="torch.compile; auto: if it pays within the budget")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
+    compile: Literal["auto", "yes", "no"] = Field(
+        "no", description="torch.compile; auto: on a GPU, from a budget of ten minutes"
+    )
     readers: Annotated[int, Field(strict=True, ge=0, le=64)] | None = Field(
         None, description="processes that make samples; default: none on a CPU, one per core (at most 8) on a GPU"
     )

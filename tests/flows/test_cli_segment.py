@@ -21,6 +21,7 @@ FIELDS = {
     "report": str,
     "dice": dict,
     "mean_dice": (float, type(None)),
+    "hd95_mm": dict,
     "studies": list,
 }
 STUDY_FIELDS = ("study", "source", "key", "state", "cause", "message", "mask", "image", "structures", "warnings")
@@ -29,7 +30,8 @@ STRUCTURE_FIELDS = {
     *("centroid_x_mm", "centroid_y_mm", "centroid_z_mm"),
     *("bbox_x_min", "bbox_x_max", "bbox_y_min", "bbox_y_max", "bbox_z_min", "bbox_z_max", "touches_border"),
     *("mean_entropy", "disagreement"),
-    *("dice", "iou", "sensitivity", "precision", "hd95_mm", "surface_dice_1mm"),
+    *("components", "largest_component_ml", "holes"),
+    *("dice", "iou", "sensitivity", "precision", "hd95_mm", "asd_mm", "surface_dice_1mm"),
 }
 
 
@@ -94,8 +96,14 @@ def test_scores_stand_where_there_is_a_reference(folder: Path, first: Ended) -> 
     for name in ("dice", "iou", "sensitivity", "precision"):
         assert rows["a"][name] == 1.0  # the box is so bright that two clusters find it voxel by voxel
         assert rows["ward_7__b"][name] is None
+    assert [rows["a"][name] for name in ("hd95_mm", "asd_mm", "surface_dice_1mm")] == [0.0, 0.0, 1.0]
+    assert [rows["ward_7__b"][name] for name in ("hd95_mm", "asd_mm", "surface_dice_1mm")] == [None] * 3
+    for row in rows.values():
+        assert (row["components"], row["holes"]) == (1, 0)
+        assert row["largest_component_ml"] == row["volume_ml"]
     assert summary["dice"] == {"class 1": 1.0}
     assert summary["mean_dice"] == 1.0
+    assert summary["hd95_mm"] == {"class 1": 0.0}
 
 
 def test_stdout_holds_the_json_alone_and_stderr_a_line_per_bad_study(first: Ended) -> None:
@@ -136,6 +144,7 @@ def test_the_tables_say_what_the_json_says(folder: Path, first: Ended) -> None:
             stages = ("ingest", "plan", "segment", "publish", "measure", "export")
             assert all(row[f"seconds_{stage}"] >= 0 for stage in stages)
             assert row["peak_rss_bytes"] > 10_000_000
+            assert (row["seconds_surface"] is not None) == (entry["study"] == "a")
     rows = [row for entry in first.json["studies"] for row in entry["structures"]]
     assert table(out, "structures") == sorted(rows, key=lambda row: row["study"])
     assert (out / "metrics/studies.csv").read_text().count("\n") == 4

@@ -16,7 +16,8 @@ from monai.metrics.confusion_matrix import compute_confusion_matrix_metric, get_
 
 from pipeline import ome
 from pipeline.errors import StudyError
-from pipeline.metrics.overlap import confusion, is_binary_255, scores
+from pipeline.metrics.masks import stored_mask, study_mask
+from pipeline.metrics.overlap import confusion, is_binary_255, scores, voxels
 from pipeline.sources import Study
 
 AFFINE = np.array([[-0.9, 0.1, 0.3, 12.0], [0.2, 1.1, -0.2, -7.5], [0.1, -0.3, 2.9, 40.25], [0, 0, 0, 1.0]])
@@ -31,15 +32,13 @@ def pair(seed: int = 0, labels: int = 4) -> tuple[np.ndarray, np.ndarray]:
     return predicted, reference
 
 
-def compared(
-    folder: Path, predicted: np.ndarray, reference: np.ndarray, affine: np.ndarray = AFFINE
-) -> tuple[dict[str, int], str]:
+def compared(folder: Path, predicted: np.ndarray, reference: np.ndarray, affine: np.ndarray = AFFINE) -> dict[str, int]:
     """Counts of a stored label image (z, y, x) against a NIfTI mask of these numbers."""
     array = ome.create_array(str(folder / "labels"), predicted.shape, (8, 8, 8), predicted.dtype, list("zyx"))
     array[...] = predicted
     nib.save(nib.Nifti1Image(reference.T, affine, dtype=reference.dtype), folder / "reference.nii.gz")
     study = Study("r", "r", (str(folder / "reference.nii.gz"),), "nifti")
-    return confusion(str(folder / "labels"), AFFINE, study)
+    return confusion(stored_mask(str(folder / "labels"), AFFINE), study_mask(study))
 
 
 def one_hot(labels: np.ndarray, classes: int) -> torch.Tensor:
@@ -49,8 +48,7 @@ def one_hot(labels: np.ndarray, classes: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 def test_scores_are_monais(tmp_path: Path, dtype: Any) -> None:
     predicted, reference = pair()
-    counts, digest = compared(tmp_path, predicted, reference.astype(dtype))
-    assert len(digest) == 64
+    counts = compared(tmp_path, predicted, reference.astype(dtype))
     ours = [scores(counts, k, binary_255=False) for k in range(1, 4)]
     hot = one_hot(predicted, 4), one_hot(reference, 4)
     assert [s["dice"] for s in ours] == pytest.approx(compute_dice(*hot, include_background=False)[0].tolist())
@@ -80,7 +78,7 @@ def test_scores_are_their_formulas(seed: int, labels: int, label: int) -> None:
 
 def test_counts_are_of_every_pair(tmp_path: Path) -> None:
     predicted, reference = pair()
-    counts, _ = compared(tmp_path, predicted, reference)
+    counts = compared(tmp_path, predicted, reference)
     assert sum(counts.values()) == predicted.size
     for p in range(4):
         for r in range(4):
@@ -93,7 +91,7 @@ def test_wide_labels_are_counted_too(tmp_path: Path) -> None:
     reference = np.zeros(SHAPE, np.int32)
     reference[3:6] = 60_000
     reference[0, 0, 0] = 100_000
-    counts, _ = compared(tmp_path, predicted, reference)
+    counts = compared(tmp_path, predicted, reference)
     plane = 9 * 11
     assert counts == {
         "0,0": 9 * plane - 1, "0,60000": plane, "60000,0": plane, "60000,60000": 2 * plane, "0,100000": 1,
@@ -119,6 +117,13 @@ def test_void_voxels_count_for_nothing() -> None:
     assert found["dice"] == pytest.approx(12 / 16)
     assert found["iou"] == pytest.approx(6 / 10)
     assert found["sensitivity"] == found["precision"] == pytest.approx(6 / 8)
+
+
+def test_voxels_are_counted_wherever_they_lie() -> None:
+    counts = {"0,0": 50, "1,1": 6, "1,0": 2, "0,1": 3, "1,255": 100, "0,255": 40, "255,0": 7}
+    assert voxels(counts, 1, binary_255=False) == (108, 9)
+    assert voxels(counts, 1, binary_255=True) == (108, 149)
+    assert voxels(counts, 255, binary_255=False) == (7, 0)
 
 
 def test_where_all_references_hold_only_0_and_255_it_is_label_1() -> None:
@@ -173,6 +178,18 @@ def test_labels_with_a_channel_axis(tmp_path: Path) -> None:
     array[0] = predicted
     nib.save(nib.Nifti1Image(reference.T, AFFINE), tmp_path / "r.nii")
     study = Study("r", "r", (str(tmp_path / "r.nii"),), "nifti")
-    counts, _ = confusion(str(tmp_path / "labels"), AFFINE, study)
+    counts = confusion(stored_mask(str(tmp_path / "labels"), AFFINE), study_mask(study))
     (tmp_path / "flat").mkdir()
-    assert counts == compared(tmp_path / "flat", predicted, reference)[0]
+    assert counts == compared(tmp_path / "flat", predicted, reference)
+
+
+@pytest.mark.parametrize("voxels", [1, 200, 9 * 11 * 4, 1 << 22])
+def test_slabs_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
+    """The reference's slabs and the label image's chunks of 8 rows need not end at the same rows."""
+    predicted, reference = pair()
+    monkeypatch.setattr("pipeline.metrics.masks.SLAB_VOXELS", voxels)
+    counts = compared(tmp_path, predicted, reference)
+    assert counts["2,2"] == ((predicted == 2) & (reference == 2)).sum()
+    mask = stored_mask(str(tmp_path / "labels"), AFFINE)
+    np.testing.assert_array_equal(np.concatenate(list(mask.slabs())), predicted)
+    assert all(slab.size <= max(voxels, 99) for slab in mask.slabs())

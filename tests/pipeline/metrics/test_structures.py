@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from pipeline.grid import Shards, Triple
+from pipeline.metrics.components import count_components
 from pipeline.metrics.structures import merge_shards, shard_statistics, structure_rows
 
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 12.0], [0.2, 1.1, -0.2, -7.5], [0.1, -0.3, 2.9, 40.25], [0, 0, 0, 1.0]])
@@ -41,7 +42,8 @@ def measured(
         inside = labels[box.slices]
         intensity = image[box.slices] if inside.any() else None
         statistics.append(json.loads(json.dumps(shard_statistics(inside, intensity, box.start))))
-    rows = structure_rows(merge_shards(statistics), NAMES, labels.shape, affine)
+    components = count_components([labels], labels.shape)
+    rows = structure_rows(merge_shards(statistics), components, NAMES, labels.shape, affine)
     assert [row["structure"] for row in rows] == list(NAMES.values())
     return {row["label"]: row for row in rows}
 
@@ -60,6 +62,9 @@ def check(row: dict[str, Any], labels: np.ndarray, image: np.ndarray, affine: np
     (box,) = ndimage.find_objects(where.astype(int))
     for axis, bounds in zip("zyx", box, strict=True):
         assert (row[f"bbox_{axis}_min"], row[f"bbox_{axis}_max"]) == (bounds.start, bounds.stop)
+    pieces, count = ndimage.label(where, np.ones((3, 3, 3)))
+    largest = np.bincount(pieces.ravel())[1:].max() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    assert (row["components"], row["largest_component_ml"]) == (count, pytest.approx(largest))
     faces = [where.take(end, axis).any() for axis in range(3) for end in (0, -1)]
     assert row["touches_border"] == any(faces)
 
@@ -93,6 +98,7 @@ def test_any_labels_any_shards(shape: Triple, shard: Triple, seed: int, dtype: A
 def test_what_is_not_there_has_no_measures() -> None:
     row = measured(*blobs(), (8, 8, 8))[7]
     assert (row["voxels"], row["volume_ml"], row["touches_border"]) == (0, 0.0, False)
+    assert (row["components"], row["largest_component_ml"], row["holes"]) == (0, 0.0, 0)
     assert all(row[name] is None for name in row if name.startswith(("centroid", "bbox")) or name in ("mean", "std"))
 
 

@@ -14,14 +14,15 @@ from pipeline.metrics.tables import write_tables
 
 STUDIES = [
     "study", "key", "state", "cause", "seconds_ingest", "seconds_plan", "seconds_segment", "seconds_publish",
-    "seconds_measure", "seconds_export", "peak_rss_bytes",
+    "seconds_measure", "seconds_export", "seconds_surface", "peak_rss_bytes",
 ]  # fmt: skip
 STRUCTURES = [
     "study", "model", "label", "structure", "voxels", "volume_ml", "mean", "std",
     "centroid_x_mm", "centroid_y_mm", "centroid_z_mm",
     "bbox_x_min", "bbox_x_max", "bbox_y_min", "bbox_y_max", "bbox_z_min", "bbox_z_max", "touches_border",
     "mean_entropy", "disagreement",
-    "dice", "iou", "sensitivity", "precision", "hd95_mm", "surface_dice_1mm",
+    "components", "largest_component_ml", "holes",
+    "dice", "iou", "sensitivity", "precision", "hd95_mm", "asd_mm", "surface_dice_1mm",
 ]  # fmt: skip
 
 

@@ -27,7 +27,8 @@ ROW: dict[str, Any] = {
     "centroid_x_mm": -12.34, "centroid_y_mm": 5.0, "centroid_z_mm": 410.0,
     "bbox_x_min": 3, "bbox_x_max": 17, "bbox_y_min": 0, "bbox_y_max": 9, "bbox_z_min": 20, "bbox_z_max": 31,
     "touches_border": True, "dice": 0.91234, "iou": 0.83879, "sensitivity": None, "precision": None,
-    "hd95_mm": None,
+    "hd95_mm": 2.344, "asd_mm": 0.4, "surface_dice_1mm": None,
+    "components": 2, "largest_component_ml": 11.9, "holes": 0,
 }  # fmt: skip
 SECONDS = {"ingest": 1.25, "segment": 75.0, "export": 0.5}
 PUBLISHED = StudyView("brain_1", "k1", "published", picture="pictures/k1.png", seconds=SECONDS, structures=[ROW])

@@ -78,12 +78,13 @@ def test_the_structures_table() -> None:
     page = Page(render(SUMMARY, STUDIES))
     at = next(i for i, row in enumerate(page.rows) if row[:2] == ["structure", "label"])
     groups, titles, values = page.rows[at : at + 3]
-    assert groups[2:5] == ["size", "intensity", "centroid, mm"]
-    assert groups[5:] == ["bounding box, voxels", "touches", "against the reference"]
-    assert titles == ["mL", "voxels", "mean", "std", "x", "y", "z", "x", "y", "z", "border", "Dice", "IoU"]
+    assert groups[2:5] == ["size", "against the reference", "pieces"]
+    assert groups[5:] == ["intensity", "centroid, mm", "bounding box, voxels", "touches"]
+    scores, pieces = ["Dice", "IoU", "HD95, mm", "mean distance, mm"], ["count", "largest, mL", "holes"]
+    assert titles == ["mL", "voxels", *scores, *pieces, "mean", "std", "x", "y", "z", "x", "y", "z", "border"]
     assert values == [
-        "anterior", "1", "12.0", "12,034", "101.3", "8.7", "−12.3", "5.0", "410.0", "3–17", "0–9", "20–31",
-        "yes", "0.912", "0.839",
+        "anterior", "1", "12.0", "12,034", "0.912", "0.839", "2.34", "0.40", "2", "11.9", "0", "101.3", "8.7",
+        "−12.3", "5.0", "410.0", "3–17", "0–9", "20–31", "yes",
     ]  # fmt: skip
 
 

@@ -1,24 +1,20 @@
-"""How this machine trains a network fastest, found by trying."""
+"""The way a machine trains: device, precision, memory layout, samples per pass."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segmodels.train.loss import Loss, Supervised, TrainingError
+from segmodels.train.loss import TrainingError
 from segmodels.train.recipe import Recipe
 
 logger = logging.getLogger("maskmill")
 
-TRIED = 3  # steps per way, of which the fastest counts
-COMPILE_MINUTES = 10.0  # below this budget compiling is not tried: it takes one to three itself
+COMPILE_MINUTES = 10.0  # below this budget compiling does not pay: it takes one to three itself
 
 
 @dataclass(frozen=True)
@@ -68,50 +64,19 @@ def has_bf16(device: str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def find_way(supervised: Supervised, loss: Loss, images: Tensor, labels: Tensor, recipe: Recipe, threads: int) -> Way:
-    """The fastest way of those that the recipe leaves open, measured with one batch on a copy of the network."""
+def choose_way(recipe: Recipe, threads: int) -> Way:
+    """The way on this machine: a rule and no measurement, so that the same training has the same weights again.
+
+    On a CPU convolutions that can be bf16 are about twice as fast than in fp32, and plain memory is no slower than
+    channels last (docs/decisions.md); on a GPU channels last is what its tensor cores want.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = Way(device, "fp32", False, False, recipe.batch, threads)
-    found: dict[Way, float] = {}
-    while not found:
-        try:
-            found = {way: _seconds(way, supervised, loss, images, labels) for way in _ways(plain, recipe)}
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if not found:
-            plain = halved(plain)
-    best = min(found, key=lambda way: found[way])
-    if recipe.compile != "no" and (recipe.compile == "yes" or (recipe.minutes or 0) >= COMPILE_MINUTES):
-        compiled = replace(best, compiled=True)
-        seconds = _seconds(compiled, supervised, loss, images, labels)
-        if recipe.compile == "yes" or seconds < 0.95 * found[best]:
-            found[compiled], best = seconds, compiled
-    logger.info("way of training", extra={**best.to_json(), "seconds_per_step": found[best]})
-    return best
-
-
-def _ways(plain: Way, recipe: Recipe) -> Iterator[Way]:
-    given = [recipe.precision] if recipe.precision != "auto" else ["fp32", *["bf16"] * has_bf16(plain.device)]
-    for precision in given:
-        for channels_last in (False, True):
-            yield replace(plain, precision=precision, channels_last=channels_last)
-
-
-def _seconds(way: Way, supervised: Supervised, loss: Loss, images: Tensor, labels: Tensor) -> float:
-    trial: Any = way.place(copy.deepcopy(supervised).train())
-    if way.compiled:
-        trial = torch.compile(trial)
-    times = []
-    for _ in range(TRIED):
-        began = time.perf_counter()
-        with way.autocast():
-            levels = trial(way.give(images[: way.batch]))
-        torch.autograd.backward(loss([level.float() for level in levels], labels[: way.batch].to(way.device)))
-        if way.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    precision = recipe.precision if recipe.precision != "auto" else ("bf16" if has_bf16(device) else "fp32")
+    pays = device == "cuda" and (recipe.minutes or 0) >= COMPILE_MINUTES
+    compiled = recipe.compile == "yes" or (recipe.compile == "auto" and pays)
+    way = Way(device, precision, device == "cuda", compiled, recipe.batch, threads)
+    logger.info("way of training", extra=way.to_json())
+    return way
 
 
 def halved(way: Way) -> Way:
