@@ -49,7 +49,7 @@ class ProgressLine:
 
     def tell(self, text: str, fraction: float, of: str) -> None:
         """Show `text` and that a share of the work (0 to 1, `of` what) is done."""
-        if self.first is None:
+        if self.first is None or fraction < self.first[1]:  # a new stage has a pace of its own
             self.first = time.monotonic(), fraction
         if self.live is not None:
             self.live.update(self.bar, completed=fraction, description=text)

@@ -61,7 +61,7 @@ def sums_of(stored: Stored, batch: int = 1) -> dict[int, StructureSums]:
 
 def rows_of(stored: Stored, labels: int = 2) -> dict[int, dict[str, Any]]:
     names = {k: f"s{k}" for k in range(1, labels + 1)}
-    return {row["label"]: row for row in structure_rows(sums_of(stored), names, stored.shards.shape, np.eye(4))}
+    return {row["label"]: row for row in structure_rows(sums_of(stored), {}, names, stored.shards.shape, np.eye(4))}
 
 
 def volume(voxels: np.ndarray, answer: Callable[[torch.Tensor], torch.Tensor], mode: str = "gaussian") -> np.ndarray:
