@@ -16,7 +16,7 @@ from typing import Any
 from . import ledger, store
 from .engine import resident_bytes
 from .errors import StudyError
-from .metrics.masks import Mask, stored_mask, study_mask
+from .metrics.masks import Mask, binary_mask, stored_mask, study_mask, without_void
 from .metrics.overlap import confusion, is_binary_255, scores
 from .metrics.surface import TOLERANCE_MM, surface_scores
 from .metrics.tables import surface_dice_column
@@ -34,6 +34,7 @@ class References:
         self.run = run
         self.studies: dict[str, Study] = {}
         self.held: dict[str, dict[str, Any]] = {}
+        self.compared: set[str] = set()  # anew, in this run
         self.troubles: list[str] = []
         self.stopped = False
         if folder is None:
@@ -74,7 +75,16 @@ class References:
             counts = confusion(self._mask(progress), study_mask(reference))
             held = {"reference": digest, "run": run, "confusion": counts, "binary": False}
             self._keep(progress, held)
+            self.compared.add(progress.study.name)
         self.held[progress.study.name] = held
+
+    def mask(self, study: str) -> Mask | None:
+        """The reference of a study that fits it, as it was scored: 255 is label 1 or nothing."""
+        held = self.held.get(study)
+        if held is None:
+            return None
+        found = study_mask(self.studies[study])
+        return binary_mask(found) if held["binary"] else without_void(found)
 
     def _settle_255(self) -> None:
         """Whether 255 is label 1 in these references: the whole set decides. What later runs show goes by it too."""

@@ -110,7 +110,7 @@ def finish(run: Run, references: References) -> Summary:
         stopped=references.stopped and not run.gave_up,
     )
     try:
-        _write_all(run, summary)
+        _write_all(run, summary, references)
     except Exception as error:  # the masks stand, whatever becomes of the page about them
         logger.exception("the tables and the report could not be written")
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
@@ -172,7 +172,7 @@ def _means(run: Run, entries: Iterable[Mapping[str, Any]], score: str) -> dict[s
     return {name: sum(v) / len(v) if v else None for name, v in values.items()}
 
 
-def _write_all(run: Run, summary: Summary) -> None:
+def _write_all(run: Run, summary: Summary, references: References) -> None:
     studies, structures = ledger_tables(run.out, summary)
     write_tables(run.out, studies, structures)
     document = summary.to_json()
@@ -184,11 +184,11 @@ def _write_all(run: Run, summary: Summary) -> None:
         "versions": versions(),
     }
     messages = {entry["key"]: entry["message"] for entry in summary.studies}
-    redraw = {p.study.name for p in run.studies if not p.reused}
+    redraw = {p.study.name for p in run.studies if not p.reused} | references.compared
     for entry in document["studies"]:
         del entry["source"]  # run.json alone names the sources
     store.write_json(store.join(run.out, "runs", run.id, "summary.json"), document)
-    build_report(run.out, facts, studies, structures, messages, redraw)
+    build_report(run.out, facts, studies, structures, messages, redraw, references.mask)
 
 
 def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -88,6 +88,11 @@ def binary_mask(mask: Mask) -> Mask:
     return replace(mask, read=lambda rows: ((slab == VOID).astype(np.uint8) for slab in mask.read(rows)))
 
 
+def without_void(mask: Mask) -> Mask:
+    """A mask in which 255 is background."""
+    return replace(mask, read=lambda rows: (np.where(slab == VOID, 0, slab) for slab in mask.read(rows)))
+
+
 def check_channels(header: Header, what: str) -> None:
     if header.channels != 1:
         raise StudyError("input", f"the {what} has {header.channels} channels; a mask has one")

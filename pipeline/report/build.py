@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import ledger, ome, store
 from ..colors import Color, label_colors
+from ..errors import StudyError
 from ..ingest import image_url
+from ..metrics.masks import Mask
 from ..metrics.tables import STAGES
 from .page import StudyView, write_report
 from .pictures import three_planes
@@ -21,11 +23,13 @@ def build_report(
     structures: Sequence[Mapping[str, Any]],
     messages: Mapping[str, str | None],
     redraw: set[str],
+    reference: Callable[[str], Mask | None] = lambda study: None,
 ) -> Path:
     """Write OUT/report/index.html and its pictures.
 
     `facts`: what the page says of the run (see `write_report`). `studies`, `structures`: rows of the tables.
-    `messages`: remarks by study key. `redraw`: studies whose picture is made anew; others keep theirs.
+    `messages`: remarks by study key. `redraw`: studies whose picture is made anew; others keep theirs. `reference`: a
+    study's reference mask, whose outlines are drawn.
     """
     folder = store.local(store.join(out, "report"))
     by_study: dict[str, list[Mapping[str, Any]]] = {}
@@ -35,7 +39,7 @@ def build_report(
     for row in studies:
         name = row["study"]
         rows = by_study.get(name, []) if row["state"] == "published" else []
-        picture = _picture(folder, out, row, rows, redraw) if row["state"] == "published" else None
+        picture = _picture(folder, out, row, rows, redraw, reference) if row["state"] == "published" else None
         views.append(
             StudyView(
                 study=name,
@@ -54,7 +58,12 @@ def build_report(
 
 
 def _picture(
-    folder: Path, out: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], redraw: set[str]
+    folder: Path,
+    out: str,
+    row: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    redraw: set[str],
+    reference: Callable[[str], Mask | None],
 ) -> str | None:
     """The name of the study's picture relative to the page, drawn if need be; None where it cannot be."""
     name = f"pictures/{row['study']}.png"
@@ -65,8 +74,9 @@ def _picture(
     if model is None or ome.read_attributes(group) is None:
         return None
     try:
-        png = three_planes(store.local(group), store.local(store.join(group, "labels", model)), _colors(rows))
-    except (ValueError, OSError):
+        labels = store.local(store.join(group, "labels", model))
+        png = three_planes(store.local(group), labels, _colors(rows), reference=reference(row["study"]))
+    except (ValueError, OSError, StudyError):
         return None  # a picture is not worth a report
     store.write(str(folder / name), png)
     return name

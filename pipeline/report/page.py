@@ -19,9 +19,11 @@ from ..colors import label_colors
 from ..errors import Cause
 from ..metrics.tables import STAGES
 from . import numbers
+from .plots import WIDTH, spreads
 from .tables import largest, mean_dice, structures_table
 
 OPEN = 24  # with more published studies than this they start folded
+WORST = 3  # but for so many with the lowest Dice
 LEGEND = 10  # structures named beside the picture; the table has all
 
 REMEDY: dict[Cause, str] = {
@@ -75,8 +77,9 @@ def write_report(folder: Path, summary: Mapping[str, Any], studies: Sequence[Stu
 
     `summary` has run, published, failed, interrupted, reused, blocks_computed, seconds, and, where known,
     dice ({structure: mean}), mean_dice, and the mappings model, settings, runtime, versions. Failed studies
-    come first, by cause, then interrupted ones, then the published ones in the given order. Every text is
-    taken as hostile and shown as text. Raises KeyError for a summary that lacks a count.
+    come first, by cause, then interrupted ones, then the published ones: the lowest mean Dice first, those
+    without one in the given order. Every text is taken as hostile and shown as text. Raises KeyError for a
+    summary that lacks a count.
     """
     path = folder / "index.html"
     html = render(summary, studies)
@@ -89,7 +92,8 @@ def render(summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:
     """The page as text."""
     names = ("published", "failed", "interrupted", "reused", "blocks_computed")
     counts = {name: int(summary[name]) for name in names}
-    published = [view for view in studies if view.state == "published"]
+    published = _worst_first([view for view in studies if view.state == "published"])
+    measures, spread = spreads((view.key, view.study, view.structures) for view in published)
     style = _asset("page.css") + _swatches(studies)
     script = _asset("page.js")
     return _template().render(
@@ -100,9 +104,14 @@ def render(summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:
         interrupted=[view for view in studies if view.state == "interrupted"],
         published=published,
         unfolded=len(published) <= OPEN,
+        worst=WORST,
         remarked=sum(bool(view.remarks) for view in published),
         totals=_totals(studies),
+        width=WIDTH,
         dice=[(name, numbers.fixed(value, 3)) for name, value in (summary.get("dice") or {}).items()],
+        measures=measures,
+        spreads=spread if measures else [],
+        scored=any(mean_dice(view.structures) is not None for view in published),
         sections=[
             (title, numbers.facts(summary.get(title.lower()) or {}))
             for title in ("Model", "Settings", "Runtime", "Versions")
@@ -114,6 +123,13 @@ def render(summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "img-src 'self' file:; base-uri 'none'; form-action 'none'",
     )
+
+
+def _worst_first(views: Sequence[StudyView]) -> list[StudyView]:
+    """The lowest mean Dice first; studies without a reference keep their order, after them."""
+    scored = [(score, view) for view in views if (score := mean_dice(view.structures)) is not None]
+    others = [view for view in views if mean_dice(view.structures) is None]
+    return [view for _, view in sorted(scored, key=lambda pair: pair[0])] + others
 
 
 def _headline(published: int, failed: int, interrupted: int) -> str:

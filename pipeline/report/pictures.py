@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .. import store
 from ..colors import Color
+from ..metrics.masks import Mask
 from ..ome import TOP_LEVEL
 
 # name, the letter on the left edge, the letter on the top edge
@@ -30,6 +31,7 @@ GAP = 8  # pixels between two planes
 ROWS = 64  # of a mask read at a time
 OPACITY = 0.4  # of the mask's area; its outline is opaque
 NO_COLOR: Color = (208, 208, 208)  # of a label that `colors` does not list
+REFERENCE_COLOR: Color = (255, 255, 255)
 INK, HALO = (236, 240, 243), (0, 0, 0)
 
 Array = npt.NDArray[Any]
@@ -54,7 +56,12 @@ class Level:
 
 
 def three_planes(
-    image: Path | str, labels: Path | str | None, colors: Mapping[int, Color], *, size: int = 220
+    image: Path | str,
+    labels: Path | str | None,
+    colors: Mapping[int, Color],
+    *,
+    reference: Mask | None = None,
+    size: int = 220,
 ) -> bytes:
     """A PNG of the axial, coronal and sagittal plane side by side, each fitted into size x size pixels.
 
@@ -65,7 +72,8 @@ def three_planes(
     mask, through the volume's middle. Names, edges and letters come from the nearest axes of
     `attributes.maskmill.affine` (RAS mm over x,y,z; absent: the axes themselves are taken as RAS).
     Proportions are physical. Grey values run from the 1st to the 99th percentile of what is shown. Labels
-    that `colors` does not list are light grey.
+    that `colors` does not list are light grey. Of a `reference` (on the voxels of the image's level 0) the
+    outlines are drawn in white.
 
     Raises ValueError for a group that is no volume, and for labels of another shape.
     """
@@ -77,6 +85,7 @@ def three_planes(
             f"level {index}: the image is {level.shape} and the labels are {mask.shape} (z,y,x); "
             "give the labels of this image"
         )
+    truth = _sampled(reference, level) if reference is not None else None
     centre = _centre(level.shape, mask)
     cuts = [_Cut.of(_codes(group), left, top) for _, left, top in PLANES]
     greys = [cut.take(level, centre) for cut in cuts]
@@ -87,6 +96,8 @@ def three_planes(
         pane = _grey(grey, low, high).resize(box, Image.Resampling.BICUBIC).convert("RGB")
         if mask is not None:
             pane = _paint(pane, cut.take(mask, centre), colors)
+        if truth is not None:
+            pane = _outline(pane, cut.take(truth, centre))
         corner = (i * (size + GAP), 0)
         strip.paste(pane, (corner[0] + (size - box[0]) // 2, (size - box[1]) // 2))
         _write(strip, corner, size, name, left, top)
@@ -210,17 +221,45 @@ def _grey(plane: Array, low: float, high: float) -> Image.Image:
 
 def _paint(pane: Image.Image, labels: Array, colors: Mapping[int, Color]) -> Image.Image:
     """The mask over a plane: areas half transparent, one opaque pixel along their edges."""
-    seen, codes = np.unique(labels, return_inverse=True)
-    small = Image.fromarray(codes.reshape(labels.shape).astype(np.uint16))
-    drawn = np.asarray(small.resize(pane.size, Image.Resampling.NEAREST))
+    seen, drawn = _drawn(labels, pane.size)
     table = np.array([colors.get(int(value), NO_COLOR) for value in seen], np.float64)
     paint = table[drawn]
-    around = np.pad(drawn, 1, mode="edge")
-    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    edge = np.any([n != drawn for n in neighbours], axis=0)
-    alpha = np.where(edge, 1.0, OPACITY) * (seen != 0)[drawn]
+    alpha = np.where(_edges(drawn), 1.0, OPACITY) * (seen != 0)[drawn]
     mixed = np.asarray(pane, np.float64) * (1 - alpha[..., None]) + paint * alpha[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _outline(pane: Image.Image, labels: Array) -> Image.Image:
+    """One white pixel along the edges of the reference's structures, inside of them."""
+    seen, drawn = _drawn(labels, pane.size)
+    pixels = np.array(pane)
+    pixels[_edges(drawn) & (seen != 0)[drawn]] = REFERENCE_COLOR
+    return Image.fromarray(pixels)
+
+
+def _drawn(labels: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """The labels that occur, and for every pixel which of them it shows."""
+    seen, codes = np.unique(labels, return_inverse=True)
+    small = Image.fromarray(codes.reshape(labels.shape).astype(np.uint16))
+    return seen, np.asarray(small.resize(size, Image.Resampling.NEAREST))
+
+
+def _edges(drawn: Array) -> Array:
+    around = np.pad(drawn, 1, mode="edge")
+    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    found: Array = np.any([n != drawn for n in neighbours], axis=0)
+    return found
+
+
+def _sampled(mask: Mask, level: Level) -> Level:
+    """The mask at the voxels of a level: of each the value at its centre. Read once, slab by slab."""
+    at = [((np.arange(n) + 0.5) * full / n).astype(np.intp) for n, full in zip(level.shape, mask.shape, strict=True)]
+    found, z = np.zeros(level.shape, np.uint32), 0
+    for slab in mask.slabs():
+        rows = np.flatnonzero((at[0] >= z) & (at[0] < z + len(slab)))
+        found[rows] = slab[np.ix_(at[0][rows] - z, at[1], at[2])]
+        z += len(slab)
+    return Level(found, level.spacing)
 
 
 def _write(strip: Image.Image, corner: tuple[int, int], size: int, name: str, left: str, top: str) -> None:

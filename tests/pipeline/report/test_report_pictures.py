@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import zarr
 from PIL import Image
 
 from pipeline import ome
-from pipeline.report.pictures import GAP, PLANES, three_planes
+from pipeline.metrics.masks import Mask
+from pipeline.report.pictures import GAP, PLANES, Level, _sampled, three_planes
 
 SIZE = 240
 MARK = (0, 158, 115)
@@ -229,3 +231,41 @@ def test_a_group_without_multiscales_is_refused(tmp_path: Path) -> None:
     ome.write_group(str(tmp_path / "g"), {})
     with pytest.raises(ValueError, match="expected an OME-Zarr image"):
         three_planes(tmp_path / "g", None, {})
+
+
+def as_mask(voxels: npt.NDArray[Any], affine: npt.NDArray[Any]) -> Mask:
+    """A reference in memory; voxels z,y,x."""
+    z, y, x = voxels.shape
+
+    def read(rows: int) -> Iterator[npt.NDArray[Any]]:
+        return (voxels[row : row + rows] for row in range(0, z, rows))
+
+    return Mask((z, y, x), affine, read)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR"])
+def test_a_reference_is_a_white_line_where_it_ends(tmp_path: Path, code: str) -> None:
+    image, mask, affine = phantom(code, 0.0)
+    empty = np.zeros_like(mask)
+    folder = stored(tmp_path / "s", np.full_like(image, 100), empty, affine)
+    plain = drawn(folder)
+    larger = np.ones_like(mask.T)
+    larger[:2] = larger[-2:] = larger[:, :2] = larger[:, -2:] = larger[..., :2] = larger[..., -2:] = 0
+    outlined = drawn(folder, reference=as_mask(larger, affine))
+    for before, after in zip(plain, outlined, strict=True):
+        white = (after == 255).all(axis=-1) & ~(before == 255).all(axis=-1)
+        left, right, top, bottom = extent(white)
+        rim = white.copy()
+        rim[int(top) + 1 : int(bottom) - 1, int(left) + 1 : int(right) - 1] = False
+        assert white.sum() == rim.sum(), "one pixel wide, along the edge"
+        around = 2 * (right - left + bottom - top) - 4
+        assert 0.9 * around < rim.sum() <= around, "closed, but for the letters that are written over it"
+
+
+def test_a_reference_is_sampled_at_the_centres_of_a_coarser_level(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 5, (11, 8, 6)).astype(np.uint32)
+    level = Level(np.zeros((5, 4, 3), np.uint8), (1.0, 1.0, 1.0))
+    found = _sampled(as_mask(voxels, np.eye(4)), level).array
+    at = [[int((i + 0.5) * full / n) for i in range(n)] for n, full in zip((5, 4, 3), voxels.shape, strict=True)]
+    np.testing.assert_array_equal(found, voxels[np.ix_(*at)])
