@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/models.md", "docs/nightly.md", "docs/cluster.md", "docs/phantoms.md")
+DOCUMENTS = ("README.md", *(f"docs/{n}.md" for n in ("models", "nightly", "cluster", "phantoms", "training")))
 PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 SCRIPT = Path(sys.executable).with_name("maskmill")
 
@@ -29,12 +29,20 @@ def blocks(document: str) -> Iterator[tuple[list[str], str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with scans/ in it, as the documents assume."""
+    """A folder with scans/, data/images/ and data/masks/ in it, as the documents assume."""
     for number in range(2):
         voxels = np.random.default_rng(number).normal(100, 20, (40, 30, 20)).astype(np.int16)
         path = tmp_path / "scans" / f"site{number}" / "t1.nii.gz"
         path.parent.mkdir(parents=True)
         nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 2, 1])), path)
+    for number in range(3):
+        mask = np.zeros((40, 40, 24), np.uint8)
+        mask[8:24, 10:30, 6:18], mask[12:18, 14:22, 9:14] = 1, 2
+        voxels = np.random.default_rng(number).normal(60, 10, mask.shape) + 40 * mask
+        for part, data in (("images", voxels.astype(np.int16)), ("masks", mask)):
+            path = tmp_path / "data" / part / f"case{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(data, np.eye(4)), path)
     return tmp_path
 
 
@@ -51,6 +59,8 @@ def test_what_the_documents_say_to_type_works(document: str, folder: Path) -> No
                     run(["make", "-n", *command[1:]], ROOT)
                 else:
                     assert command[:1] in ([], ["."]), f"{document}: what is to be done with {line!r}?"
+        elif words == ["yaml", "job.yaml"]:
+            (folder / "job.yaml").write_text(re.sub(r"minutes: [0-9.]+", "steps: 2", body))
         elif words == ["python"]:
             run([sys.executable, "-c", body], folder)
         else:

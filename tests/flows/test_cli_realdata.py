@@ -11,6 +11,8 @@ import pytest
 from nibabel.affines import apply_affine
 from scans import Ended, leftovers, maskmill, random_model
 
+import segmodels
+
 pytestmark = [pytest.mark.realdata, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -71,3 +73,20 @@ def test_ten_files_that_come_later_are_all_that_is_computed(images: Path, tmp_pa
     for study in names(images)[190:]:
         shutil.copy(images / f"{study}.nii.gz", folder)
     assert counts(segment(folder, "kmeans", tmp_path / "out", "--engine", "serial")) == (0, 200, 0, 190, 10)
+
+
+def test_the_shipped_network_scores_what_its_card_says(images: Path, shared: Path, tmp_path: Path) -> None:
+    card = segmodels.load("hippocampus-resunet").card
+    assert isinstance(card.training, dict)
+    assert isinstance(card.quality, dict)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for study in card.training["split"]["validation"]:
+        shutil.copy(images / f"{study}.nii.gz", folder)
+    flags = ("--reference", shared / "hippocampus" / "labels")
+    ended = segment(folder, "hippocampus-resunet", tmp_path / "out", *flags)
+    assert counts(ended)[:2] == (0, card.quality["cases"])
+    # threads and machine may differ from those of the card
+    assert ended.json["mean_dice"] == pytest.approx(card.quality["mean_dice"], abs=2e-3)
+    for structure, facts in card.quality["structures"].items():
+        assert ended.json["dice"][structure] == pytest.approx(facts["mean"], abs=2e-3)
