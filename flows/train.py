@@ -38,7 +38,6 @@ class FlowTraining:
     def __init__(self, job: TrainJob, out: Path, threads: int, stop: threading.Event, observe: Observe) -> None:
         self.job, self.out, self.threads, self.stop, self.observe = job, out, threads, stop, observe
         self.preparation: Preparation | None = None
-        self.quality: dict[str, Any] = {}
         self.error: BaseException | None = None
 
 
@@ -103,7 +102,7 @@ def finish_task(run_id: str) -> None:
     state = TRAININGS[run_id]
     assert state.preparation is not None
     state.observe("measure", 0.0, {})
-    state.quality = finish_model(state.job, state.out, state.preparation, state.threads)
+    finish_model(state.job, state.out, state.preparation, state.threads)
 
 
 @flow(name="train", flow_run_name="train-{run_id}", persist_result=False, validate_parameters=False)

@@ -188,8 +188,8 @@ def _fresh(job: TrainJob, seed: int) -> Any:
         return segmodels.create(job.network.name, **job.network.config)
 
 
-def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: int) -> dict[str, Any]:
-    """Put the members together, measure them on the validation cases, write the model folder; gives its quality."""
+def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: int) -> None:
+    """Put the members together, measure them on the validation cases, write the model folder."""
     import segmodels
     from segmodels.train import checkpoint
 
@@ -210,7 +210,6 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     facts = _facts(job, preparation, [state for state in states if state is not None])
     segmodels.save(network, job.card(**ref, training=facts, quality=quality), out, dtype=job.weights)
     shutil.rmtree(out / WORK)
-    return quality or {}
 
 
 def _assemble(job: TrainJob, kept: list[dict[str, Any]]) -> Any:

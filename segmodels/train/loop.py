@@ -81,6 +81,8 @@ def train(
     samples = Samples(require(task.cases), task.recipe, task.patch, task.flips)
     stop = stop or threading.Event()
     training = _begin(task)
+    if task.teacher is not None:
+        training.way.place(task.teacher.eval())
     run: Any = torch.compile(training.supervised) if training.way.compiled else training.supervised
     loss = make_loss(task.recipe)
     readers = _readers(task.recipe, training.way.device)
