@@ -45,6 +45,11 @@ class Preparation:
     failures: list[tuple[str, StudyError]] = field(default_factory=list)
 
     @property
+    def digests(self) -> dict[str, list[str]]:
+        """The sha256 of image and mask of each case."""
+        return {name: [self.facts[name]["image"], self.facts[name]["mask"]] for name in sorted(self.cases)}
+
+    @property
     def training(self) -> list[Case]:
         return [self.cases[name] for name in self.split.training]
 
@@ -106,7 +111,38 @@ def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Obse
     for value, name in job.labels.items():
         if not any(facts[case]["voxels"][value] for case in split.training):
             raise UsageError(f"label {value} ({name}) occurs in no training case: take it out of labels, or add cases")
-    return Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures)
+    preparation = Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures)
+    _hold_to(out, preparation)
+    return preparation
+
+
+def _hold_to(out: Path, preparation: Preparation) -> None:
+    """Remember the cases of a training that begins; one that goes on keeps to them. Raises UsageError.
+
+    The split is drawn from the names, so another file would move cases from one side of it to the other, and a mask
+    that was edited meanwhile would be half in the weights and not at all in the card.
+    """
+    from segmodels.train import checkpoint
+
+    path = str(out / WORK / "cases.json")
+    now = {"sha256_of_image_and_mask": preparation.digests, "split": _lists(preparation.split)}
+    begun = store.read_json(path)
+    if begun is None or not any((out / WORK).glob(f"member-*/{checkpoint.FILE}")):
+        store.write_json(path, now)  # nothing is learned yet
+        return
+    if begun == now:
+        return
+    before, after = begun["sha256_of_image_and_mask"], preparation.digests
+    found = [
+        *(f"{name} is gone or was set aside" for name in sorted(before.keys() - after.keys())),
+        *(f"{name} is new" for name in sorted(after.keys() - before.keys())),
+        *(f"{name} has changed" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]),
+        "the split is another one",
+    ]
+    raise UsageError(
+        f"{out} holds a training that began with other cases: {', '.join(found[:3])}; bring them back to go on with "
+        "it, or give another folder to begin anew"
+    )
 
 
 def member_cases(job: TrainJob, preparation: Preparation, member: int) -> list[Case]:
@@ -231,13 +267,12 @@ def _lists(split: Split) -> dict[str, list[str]]:
 
 def _facts(job: TrainJob, preparation: Preparation, states: list[dict[str, Any]]) -> dict[str, Any]:
     """What the card says of the training."""
-    digests = {n: [preparation.facts[n]["image"], preparation.facts[n]["mask"]] for n in sorted(preparation.cases)}
     return {
         "job": job.fingerprint,
         "data": {
             "licence": job.data.licence,
             "source": job.data.source,
-            "sha256_of_image_and_mask": digests,
+            "sha256_of_image_and_mask": preparation.digests,
         },
         "split": _lists(preparation.split),
         "set_aside": len(preparation.failures),

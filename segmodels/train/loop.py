@@ -110,7 +110,7 @@ def _begin(task: Task) -> Training:
     """A new training, or the one that the checkpoint holds."""
     supervised = Supervised(task.network, deep=task.recipe.deep_supervision)
     held = checkpoint.read(task.folder)
-    way = Way(**held["way"]) if held is not None else choose_way(task.recipe, task.threads)
+    way = Way(**held["way"]) if held is not None else choose_way(task.recipe, task.threads, supervised)
     way.place(supervised)
     kept = way.place(copy.deepcopy(task.network)).eval()
     assert isinstance(kept, Network)

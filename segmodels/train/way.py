@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,20 +62,24 @@ def has_bf16(device: str) -> bool:
     """Whether bfloat16 is more than emulated here."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in ("x86_64", "AMD64"):  # oneDNN says yes to any AVX-512 and emulates it there
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def choose_way(recipe: Recipe, threads: int) -> Way:
+def choose_way(recipe: Recipe, threads: int, network: nn.Module) -> Way:
     """The way on this machine: a rule and no measurement, so that the same training has the same weights again.
 
-    On a CPU a step in bf16 takes about half of one in fp32, and channels last costs more with some normalisations than
-    it saves with others (docs/decisions.md); on a GPU it is what tensor cores want.
+    On a CPU that has bf16 a step takes about half of one in fp32, and channels last pays there in fp32 with batch
+    normalisation alone (docs/decisions.md); on a GPU it is what tensor cores want.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = recipe.precision if recipe.precision != "auto" else ("bf16" if has_bf16(device) else "fp32")
     pays = device == "cuda" and (recipe.minutes or 0) >= COMPILE_MINUTES
     compiled = recipe.compile == "yes" or (recipe.compile == "auto" and pays)
-    way = Way(device, precision, device == "cuda", compiled, recipe.batch, threads)
+    batch_norm = any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in network.modules())
+    channels_last = device == "cuda" or (precision == "fp32" and batch_norm)
+    way = Way(device, precision, channels_last, compiled, recipe.batch, threads)
     logger.info("way of training", extra=way.to_json())
     return way
 
