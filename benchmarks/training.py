@@ -1,11 +1,14 @@
 """A MONAI DynUNet trained as long, on the same split, with the same samples, loss and schedule as a training job's.
 
-    python benchmarks/training.py segmodels/store/hippocampus-resunet/train.yaml -o FOLDER [--model M] [--minutes 80]
+    python benchmarks/training.py segmodels/store/hippocampus-resunet/train.yaml -o FOLDER [--model M] [--member 0]
 
 The network is nnU-Net's: DynUNet with 32 to 256 channels, instance normalisation and leaky ReLU. It is trained by our
 loop under the job's recipe (one member, deep supervision off), and both networks answer through MONAI's sliding window
 with the job's tile, overlap and mirroring. Printed: Dice per structure, and the paired difference (ours - DynUNet) of
-the mean Dice over the validation cases with its 95 % bootstrap interval. A killed run goes on from its checkpoint.
+the mean Dice over the validation cases with its 95 % bootstrap interval; FOLDER/curve.csv is its learning curve. A
+killed run goes on from its checkpoint. By default it has the minutes of all the job's members; with --member it has
+those of one, and that one is compared. --steps N in place of minutes is for a machine that does other work: N is then
+the minutes over the seconds of a step on a quiet one.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from monai.networks.nets.dynunet import DynUNet
 
 import segmodels
 from pipeline.metrics.intervals import bootstrap_interval
+from pipeline.training.curve import write_curve
 from pipeline.training.job import TrainJob, make_train_job
+from pipeline.training.quality import curve_scorer
 from pipeline.training.run import prepare_cases
 from segmodels.network import Network
 from segmodels.train.cases import Case
@@ -70,12 +75,18 @@ def main() -> None:
     parser.add_argument("job", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--model", help="the model to compare with; default: the job's name")
-    parser.add_argument("--minutes", type=float, help="default: the minutes of all the job's members")
+    parser.add_argument("--member", type=int, help="compare with this network of an ensemble alone")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, help="default: the minutes of all the job's members, or of one")
+    budget.add_argument("--steps", type=int, help="train for so many steps instead")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     job = make_train_job(yaml.safe_load(given.job.read_text("utf-8")))
-    minutes = given.minutes or (job.recipe.minutes or 0) * job.members * (job.threads or 1) / given.threads
-    recipe = job.recipe.model_copy(update={"minutes": minutes, "steps": None})
+    members = job.members if given.member is None else 1
+    minutes = given.minutes or (job.recipe.minutes or 0) * members * (job.threads or 1) / given.threads
+    recipe = job.recipe.model_copy(
+        update={"minutes": None if given.steps else minutes, "steps": given.steps, "deep_supervision": False}
+    )
     cases = prepare_cases(job, given.out, threading.Event())
     torch.manual_seed(recipe.seed)
     peer = Peer(len(job.channels), len(job.labels) + 1)
@@ -87,15 +98,19 @@ def main() -> None:
     task = Task(
         peer, tuple(cases.training), recipe, job.patch, job.mirror_axes, given.out / "peer", threads=given.threads
     )
-    trained = train(task, observe=show)
+    trained = train(task, observe=show, validate=curve_scorer(job, cases.validation))
+    write_curve(given.out, trained.rows)
     ours = segmodels.load(given.model or job.name).network
     assert ours is not None
+    if given.member is not None:
+        ours = ours.parts[given.member]
     mirror = job.mirror_axes
     theirs, mine = (dice(network, job, cases.validation, mirror) for network in (trained.kept, ours))
     difference = np.nanmean(mine, axis=1) - np.nanmean(theirs, axis=1)
     low, high = bootstrap_interval(difference.tolist())
     print(json.dumps({
-        "minutes": minutes, "threads": given.threads, "peer_steps": trained.step, "cases": len(difference),
+        "minutes": round(trained.seconds / 60, 1), "threads": given.threads, "peer_steps": trained.step,
+        "peer_parameters": sum(p.numel() for p in trained.kept.parameters()), "cases": len(difference),
         "structures": list(job.labels.values()),
         "peer_dice": np.nanmean(theirs, axis=0).round(4).tolist(), "peer_mean": round(float(np.nanmean(theirs)), 4),
         "dice": np.nanmean(mine, axis=0).round(4).tolist(), "mean": round(float(np.nanmean(mine)), 4),
