@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.job import parse_bytes
+from pipeline.metrics.tables import HIGHEST_STRUCTURE
 from pipeline.sources.names import shown
 
 from .progress import SECONDS_BETWEEN_LINES
@@ -86,15 +87,28 @@ def _read_names(path: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for label, name in document.items() if isinstance(document, dict) else [("", None)]:
         name = name.get("name") if isinstance(name, dict) else name  # as in a card
-        if not (label.isascii() and label.isdigit() and isinstance(name, str) and name) or int(label) in names:
+        if not (_is_label(label) and _is_text(name)) or int(label) in names or name in names.values():
             raise UsageError(
-                f'the labels {path} must be whole numbers with a name each, such as {{"1": "liver", "2": "spleen"}}'
+                f"the labels {path} must be whole numbers up to {HIGHEST_STRUCTURE} with a name of its own each, "
+                'such as {"1": "liver", "2": "spleen"}'
             )
         names[int(label)] = name
     names.pop(0, None)
     if not names:
         raise UsageError(f"the labels {path} name no structure")
     return names
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= HIGHEST_STRUCTURE
+
+
+def _is_text(name: Any) -> bool:
+    """Whether it is text that can be written to a table; JSON may hold half a character."""
+    try:
+        return isinstance(name, str) and bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _bytes(memory: str | None) -> int | None:
@@ -108,10 +122,10 @@ def summary_lines(summary: list[dict[str, Any]]) -> list[str]:
     """The summary as a table: a line per structure with n, mean Dice, HD95 and surface Dice and their intervals."""
     columns = [s for s in dict.fromkeys(row["score"] for row in summary) if s in ("dice", "hd95_mm") or "surface" in s]
     lines = [f"{'structure':28} {'n':>5} " + " ".join(f"{score:>24}" for score in columns)]
-    by_structure: dict[str, dict[str, dict[str, Any]]] = {}
+    by_structure: dict[tuple[int | None, str], dict[str, dict[str, Any]]] = {}
     for row in summary:
-        by_structure.setdefault(row["structure"], {})[row["score"]] = row
-    for structure, scores in by_structure.items():
+        by_structure.setdefault((row["label"], row["structure"]), {})[row["score"]] = row
+    for (_, structure), scores in by_structure.items():
         cells = " ".join(f"{_cell(scores[score]):>24}" for score in columns)
         lines.append(f"{structure[:28]:28} {scores['dice']['n']:5} {cells}")
     return lines

@@ -17,17 +17,15 @@ from .geometry import voxel_volume_mm3
 from .metrics.components import Components, count_components
 from .metrics.intervals import RESAMPLES
 from .metrics.masks import VOID, binary_mask, study_mask
-from .metrics.overlap import Confusion, confusion, is_binary_255, scores, voxels, with_label_1
+from .metrics.overlap import Confusion, confusion, is_binary_255, overlaps, with_label_1
 from .metrics.structures import component_columns
 from .metrics.summary import LEVEL, SUMMARY_COLUMNS, mean, summarise
 from .metrics.surface import TOLERANCE_MM, surface_scores
-from .metrics.tables import COMPONENTS, score_names, surface_dice_column, write_table
-from .references import surface_room, too_large_error
+from .metrics.tables import COMPONENTS, HIGHEST_STRUCTURE, score_names, surface_dice_column, write_table
+from .references import is_itself, surface_room, too_large_error
 from .sources import Found, Study, find_studies
 from .sources.names import shown, study_name
 from .start import share_of_machine
-
-HIGHEST_LABEL = 65_535
 
 Row = dict[str, Any]
 
@@ -101,8 +99,9 @@ def evaluate(
     keep_few_arenas()
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UsageError(f"the tolerance is {tolerance_mm} mm; expected 0 or more")
+    given = str(masks), str(references)
+    pairs = _paired(_found(given[0], "MASKS"), _found(given[1], "REFERENCES"), given)
     _claim(str(out))
-    pairs = _paired(_found(str(masks), "MASKS"), _found(str(references), "REFERENCES"))
     for pair in pairs:
         _try(pair, _count)
     binary, present = _settle_labels(pairs)
@@ -116,7 +115,10 @@ def evaluate(
     unnamed = tuple(label for label in present if label not in names)
     studies = [_study_row(pair, score_names(tolerance_mm)) for pair in pairs]
     evaluation = Evaluation(str(out), tolerance_mm, studies, rows, summary, unnamed)
-    _write(evaluation)
+    try:
+        _write(evaluation)
+    except OSError as error:
+        raise StudyError("storage", f"the tables cannot be written: {error.strerror or 'i/o error'}") from None
     return evaluation
 
 
@@ -124,29 +126,29 @@ def _claim(out: str) -> None:
     if store.exists(store.join(out, "ledger")):
         raise UsageError(f"OUT {out} holds results of `segment`, whose tables would be overwritten; give another OUT")
     try:
-        probe = store.join(out, f".probe-{secrets.token_hex(4)}")
+        probe = store.join(out, "metrics", f".probe-{secrets.token_hex(4)}")
         store.write(probe, b"")
         store.delete(probe)
     except OSError as error:
-        raise UsageError(f"OUT {out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"OUT {out}/metrics cannot be written: {error.strerror}") from None
 
 
 def _found(given: str, what: str) -> Found:
     if store.exists(store.join(given, "ledger", "out.json")):
         raise UsageError(f"{what} {shown(given)} is the OUT of `segment`: give the masks folder in it")
-    found = find_studies([given], exclude=None)
+    found = find_studies([given], exclude=None, channels=False)
     if not found.studies:
         reasons = "; ".join(f"{shown(source)}: {error}" for source, error in found.failures[:3])
         raise UsageError(f"{what} yields no mask ({reasons}); give a NIfTI file, an OME-Zarr or a folder of these")
     return found
 
 
-def _paired(masks: Found, references: Found) -> list[_Pair]:
-    """Masks and references by name, in order of the names. One mask and one reference go together whatever they are
-    called. Raises UsageError where no two belong together."""
+def _paired(masks: Found, references: Found, given: tuple[str, str]) -> list[_Pair]:
+    """Masks and references by name, in order of the names. A mask and a reference that are given themselves, not by
+    folders, go together whatever they are called. Raises UsageError where no two belong together."""
     ours = {study.name: study for study in masks.studies}
     theirs = {study.name: study for study in references.studies}
-    if len(ours) == len(theirs) == 1 and not masks.failures and not references.failures:
+    if is_itself(masks, given[0]) and is_itself(references, given[1]):
         theirs = dict(zip(ours, theirs.values(), strict=True))
     if not ours.keys() & theirs.keys():
         raise UsageError(
@@ -191,8 +193,8 @@ def _count(pair: _Pair) -> None:
     assert pair.reference is not None
     counts = confusion(study_mask(pair.mask, "mask"), study_mask(pair.reference))
     highest = max(int(found.partition(",")[0]) for found in counts)
-    if highest > HIGHEST_LABEL:
-        raise StudyError("input", f"the mask holds the label {highest}; expected at most {HIGHEST_LABEL}")
+    if highest > HIGHEST_STRUCTURE:
+        raise StudyError("input", f"the mask holds the label {highest}; expected at most {HIGHEST_STRUCTURE}")
     pair.counts = counts
 
 
@@ -223,13 +225,15 @@ def _measure(pair: _Pair, names: Mapping[int, str], binary: bool, tolerance_mm: 
     )
     voxel_ml = voxel_volume_mm3(mask.affine) / 1000
     pair.rows = []
+    counted = overlaps(pair.counts, binary_255=binary)
     for label, name in names.items():
-        ours, theirs = voxels(pair.counts, label, binary_255=binary)
+        overlap = counted[label]
+        ours, theirs = overlap.anywhere, overlap.reference
         row: Row = {"study": pair.name, "label": label, "structure": name}
         row |= {"voxels": ours, "volume_ml": ours * voxel_ml}
         row |= {"reference_voxels": theirs, "reference_volume_ml": theirs * voxel_ml}
         row |= component_columns(pieces.get(label, Components()), voxel_ml)
-        row |= dict.fromkeys(score_names(tolerance_mm)) | scores(pair.counts, label, binary_255=binary)
+        row |= dict.fromkeys(score_names(tolerance_mm)) | overlap.scores()
         if label in surface:
             row |= {"hd95_mm": surface[label]["hd95_mm"], "asd_mm": surface[label]["asd_mm"]}
             row[surface_dice_column(tolerance_mm)] = surface[label]["surface_dice"]

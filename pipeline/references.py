@@ -8,6 +8,7 @@ First every pair is counted, because only the whole set of references says what 
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,11 +18,12 @@ from . import ledger, store
 from .engine import resident_bytes
 from .errors import StudyError
 from .metrics.masks import Mask, binary_mask, stored_mask, study_mask, without_void
-from .metrics.overlap import confusion, is_binary_255, scores
+from .metrics.overlap import confusion, is_binary_255, overlaps
 from .metrics.surface import TOLERANCE_MM, surface_scores
 from .metrics.tables import surface_dice_column
 from .run import Progress, Run
-from .sources import Study, digest_of, find_studies
+from .sources import Found, Study, digest_of, find_studies
+from .sources.names import study_name
 from .start import memory_budget
 
 LEAST_ROOM = 64 << 20  # half a million surface points: what is small is measured however little is left
@@ -35,14 +37,18 @@ class References:
         self.studies: dict[str, Study] = {}
         self.held: dict[str, dict[str, Any]] = {}
         self.compared: set[str] = set()  # anew, in this run
+        self.failed: list[Progress] = []  # could not be compared
         self.troubles: list[str] = []
+        self.unusable: dict[str, StudyError] = {}  # by the name that the reference has
         self.stopped = False
         if folder is None:
             return
-        found = find_studies([folder], exclude=run.out)
+        found = find_studies([folder], exclude=run.out, channels=False)
         self.studies = {study.name: study for study in found.studies}
-        if len(run.studies) == len(found.studies) == 1:  # one file against one file: names do not matter
-            self.studies = {run.studies[0].study.name: found.studies[0]}
+        self.unusable = {study_name(posixpath.basename(source)): error for source, error in found.failures}
+        scans = Found([progress.study for progress in run.studies], run.inputs_failed)
+        if len(run.job.inputs) == 1 and is_itself(scans, run.job.inputs[0]) and is_itself(found, folder):
+            self.studies = {scans.studies[0].name: found.studies[0]}
 
     def score(self) -> None:
         """Compare what is published with its references. What goes wrong stands in `troubles` and in messages."""
@@ -54,6 +60,13 @@ class References:
         for progress, reference in pairs:
             with self._noted(progress, "scores"):
                 self._count(progress, reference)
+        for progress in self.run.studies:
+            error = self._why_none(progress.study.name)
+            if error is not None and progress.state == "published":
+                with self._noted(progress, "scores"):
+                    raise error
+        for progress in self.failed:
+            self._forget(progress)
         self._settle_255()
         for progress, reference in pairs:
             if progress.study.name in self.held:
@@ -66,7 +79,18 @@ class References:
             yield
         except (StudyError, OSError) as error:
             progress.message = f"published without {what}: {error}"
+            if progress.study.name not in self.held:
+                self.failed.append(progress)
             self.troubles.append(f"the reference of {progress.key}: no {what}")
+
+    def _why_none(self, study: str) -> StudyError | None:
+        """What is wrong where a study has no reference: its file cannot be read, or all are called otherwise."""
+        if study in self.unusable and study not in self.studies:
+            return self.unusable[study]
+        if self.studies and not any(progress.study.name in self.studies for progress in self.run.studies):
+            called = ", ".join(sorted(self.studies)[:3])
+            return StudyError("input", f"no reference has the name of a study; they are called {called}")
+        return None
 
     def _count(self, progress: Progress, reference: Study) -> None:
         digest, run = digest_of(reference), (progress.record or {}).get("run")
@@ -77,6 +101,12 @@ class References:
             self._keep(progress, held)
             self.compared.add(progress.study.name)
         self.held[progress.study.name] = held
+
+    def _forget(self, progress: Progress) -> None:
+        """Scores against an earlier reference are no scores against this one: tables and page must not show them."""
+        with suppress(OSError):
+            store.delete(_url(self.run.out, progress.key, progress.study.name))
+        self.compared.add(progress.study.name)
 
     def mask(self, study: str) -> Mask | None:
         """The reference of a study that fits it, as it was scored: 255 is label 1 or nothing."""
@@ -126,6 +156,11 @@ class References:
         store.write_json(_url(self.run.out, progress.key, progress.study.name), held)
 
 
+def is_itself(found: Found, given: str) -> bool:
+    """Whether what was given is one study itself and no folder of studies: such two go together by being given."""
+    return len(found.studies) == 1 and not found.failures and found.studies[0].source == given
+
+
 def surface_room(budget: int) -> int:
     """Bytes that surface points may take in this process, which is to stay within `budget`."""
     return max(LEAST_ROOM, budget - resident_bytes())
@@ -153,4 +188,4 @@ def score_columns(held: Mapping[str, Any] | None, label: int) -> dict[str, float
     surface = dict(held.get("surface", {}).get(str(label), {}))
     if surface:
         surface[surface_dice_column(TOLERANCE_MM)] = surface.pop("surface_dice")
-    return scores(held["confusion"], label, binary_255=held["binary"]) | surface
+    return overlaps(held["confusion"], binary_255=held["binary"])[label].scores() | surface

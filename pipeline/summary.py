@@ -183,7 +183,7 @@ def _write_all(run: Run, summary: Summary, references: References) -> None:
         "runtime": run.method.spec.runtime.to_json(),
         "versions": versions(),
     }
-    messages = {entry["key"]: entry["message"] for entry in summary.studies}
+    messages = {(entry["key"], entry["study"]): entry["message"] for entry in summary.studies}
     redraw = {p.study.name for p in run.studies if not p.reused} | references.compared
     for entry in document["studies"]:
         del entry["source"]  # run.json alone names the sources

@@ -21,10 +21,14 @@ def sweep(out: str) -> None:
     Who can get the lock for itself is alone.
     """
     root = store.local(out)
-    handle = _held.get(str(root.resolve()))
+    lock, place = root / "ledger" / LOCK, str(root.resolve())
+    handle = _held.pop(place, None)
+    if handle is not None and not _is_open(lock, handle):  # OUT was removed and made again
+        os.close(handle)
+        handle = None
     if handle is None:
-        handle = os.open(root / "ledger" / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        _held[str(root.resolve())] = handle
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    _held[place] = handle
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_leftovers(root)
@@ -33,6 +37,14 @@ def sweep(out: str) -> None:
     finally:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _is_open(path: Path, handle: int) -> bool:
+    """Whether a handle is of the file that has this path now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -17,8 +17,10 @@ from ..grid import Triple
 from ..sources import Header, Study, open_source
 
 SLAB_VOXELS = 1 << 22
+LARGEST_READ = 128 << 20  # bytes that are decoded at once, so that no chunk is decoded twice
 HIGHEST_LABEL = (1 << 32) - 1
 VOID = 255
+WHOLE = 0.02  # how far from a whole number a label may be: half a step of uint8 with labels up to 10
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ def stored_mask(labels: str, affine: np.ndarray) -> Mask:
     array = ome.open_array(labels)
     z, y, x = (int(n) for n in array.shape[-3:])
     lead, chunk = (0,) * (array.ndim - 3), int(array.chunks[-3])
+    affordable = LARGEST_READ // (y * x * array.dtype.itemsize)
 
     def read(rows: int) -> Iterator[np.ndarray]:
-        at_once = max(rows, chunk // rows * rows)  # so that no chunk is decoded twice
+        at_once = max(rows, min(chunk, affordable) // rows * rows)
         for start in range(0, z, at_once):
             part = ome.read(array, (*lead, slice(start, start + at_once)))
             for row in range(0, len(part), rows):
                 yield part[row : row + rows]
+            del part  # before the next is read beside it
 
     return Mask((z, y, x), affine, read)
 
@@ -75,12 +79,26 @@ def study_mask(study: Study, what: str = "reference") -> Mask:
 
 def _as_labels(slab: np.ndarray, what: str) -> np.ndarray:
     """The slab as uint8, or uint32 where that does not do."""
+    slab = whole_numbers(slab, what)
     low, high = slab.min(), slab.max()
-    if slab.dtype.kind == "f" and not np.array_equal(slab, np.rint(slab)):
-        raise StudyError("input", f"the {what} holds fractions; a mask holds whole numbers")
     if low < 0 or high > HIGHEST_LABEL:
         raise StudyError("input", f"the {what} holds labels from {low} to {high}; expected 0 to {HIGHEST_LABEL}")
     return slab.astype(np.uint8 if high < 256 else np.uint32, copy=False)
+
+
+def whole_numbers(slab: np.ndarray, what: str) -> np.ndarray:
+    """Labels that are stored as floats, or as integers with a slope, without what the slope's rounding left.
+
+    nibabel stores a float array under an integer header with a slope: 2 is then read back as 2.0000001, and as 2.008
+    where the header says uint8 and the highest label is 3. Raises StudyError for fractions, NaN and inf.
+    """
+    if slab.dtype.kind != "f":
+        return slab
+    whole = np.rint(slab)
+    with np.errstate(invalid="ignore"):
+        if not np.all(np.abs(slab - whole) <= WHOLE):
+            raise StudyError("input", f"the {what} holds fractions; a mask holds whole numbers")
+    return whole
 
 
 def binary_mask(mask: Mask) -> Mask:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,38 +55,48 @@ def with_label_1(counts: Confusion) -> Confusion:
     return {pair.replace(f"{VOID},", "1,", 1) if pair.startswith(f"{VOID},") else pair: n for pair, n in counts.items()}
 
 
-def voxels(counts: Mapping[str, int], label: int, *, binary_255: bool) -> tuple[int, int]:
-    """How many voxels of one label the mask holds, wherever they lie, and how many the reference."""
-    ours = theirs = 0
-    for pair, count in counts.items():
-        p, r = map(int, pair.split(","))
-        ours += count if p == label else 0
-        theirs += count if (1 if binary_255 and r == VOID else r) == label and (binary_255 or r != VOID) else 0
-    return ours, theirs
+@dataclass
+class Overlap:
+    """Voxels of one label in a mask and its reference: in both, and in each where the reference is not void; `anywhere`
+    also counts those of the mask that lie on void."""
+
+    both: int = 0
+    predicted: int = 0
+    reference: int = 0
+    anywhere: int = 0
+
+    def scores(self) -> dict[str, float | None]:
+        """Dice, IoU, sensitivity and precision; None where the measure has no meaning (0 / 0).
+
+        With P the predicted and R the reference voxels: dice 2|PR| / (|P| + |R|), iou |PR| / |P or R|, sensitivity
+        |PR| / |R|, precision |PR| / |P|. Void voxels of the reference count for nothing.
+        """
+        return {
+            "dice": _ratio(2 * self.both, self.predicted + self.reference),
+            "iou": _ratio(self.both, self.predicted + self.reference - self.both),
+            "sensitivity": _ratio(self.both, self.reference),
+            "precision": _ratio(self.both, self.predicted),
+        }
 
 
-def scores(counts: Mapping[str, int], label: int, *, binary_255: bool) -> dict[str, float | None]:
-    """Dice, IoU, sensitivity and precision of one label; None where the measure has no meaning (0 / 0).
+def overlaps(counts: Mapping[str, int], *, binary_255: bool) -> defaultdict[int, Overlap]:
+    """The overlap of every label, from one look at each count; a label that occurs nowhere has an empty one.
 
-    With P the predicted and R the reference voxels: dice 2|PR| / (|P| + |R|), iou |PR| / |P or R|, sensitivity
-    |PR| / |R|, precision |PR| / |P|. Void voxels of the reference count for nothing.
+    255 in the reference is label 1 where `binary_255`, else void.
     """
-    both = predicted = reference = 0
+    found: defaultdict[int, Overlap] = defaultdict(Overlap)
     for pair, count in counts.items():
         p, r = map(int, pair.split(","))
+        found[p].anywhere += count
         if r == VOID:
             if not binary_255:
                 continue
             r = 1
-        both += count if p == label and r == label else 0
-        predicted += count if p == label else 0
-        reference += count if r == label else 0
-    return {
-        "dice": _ratio(2 * both, predicted + reference),
-        "iou": _ratio(both, predicted + reference - both),
-        "sensitivity": _ratio(both, reference),
-        "precision": _ratio(both, predicted),
-    }
+        found[p].predicted += count
+        found[r].reference += count
+        if p == r:
+            found[p].both += count
+    return found
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -133,7 +133,9 @@ def _measured(sums: StructureSums, shape: Sequence[int], affine: np.ndarray, vox
     row |= {f"centroid_{a}_mm": float(c) for a, c in zip("xyz", centroid, strict=True)}
     for axis, name in enumerate("zyx"):
         row[f"bbox_{name}_min"], row[f"bbox_{name}_max"] = sums.low[axis], sums.high[axis]
-    row["touches_border"] = any(low == 0 or high == n for low, high, n in zip(sums.low, sums.high, shape, strict=True))
+    row["touches_border"] = any(  # an axis of one voxel has no border
+        n > 1 and (low == 0 or high == n) for low, high, n in zip(sums.low, sums.high, shape, strict=True)
+    )
     for name, column in UNCERTAINTY_COLUMNS.items():
         total = sums.uncertainty[name]
         row[column] = None if total is None else total / count

@@ -24,6 +24,7 @@ def score_names(tolerance_mm: float = TOLERANCE_MM) -> tuple[str, ...]:
 
 
 SCORES = score_names()
+HIGHEST_STRUCTURE = 65_535  # the highest label that a structure may have
 COMPONENTS = {"components": "int64", "largest_component_ml": "float64", "holes": "int64"}
 
 STUDY_COLUMNS = {

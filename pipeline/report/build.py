@@ -21,15 +21,16 @@ def build_report(
     facts: Mapping[str, Any],
     studies: Sequence[Mapping[str, Any]],
     structures: Sequence[Mapping[str, Any]],
-    messages: Mapping[str, str | None],
+    messages: Mapping[tuple[str, str], str | None],
     redraw: set[str],
     reference: Callable[[str], Mask | None] = lambda study: None,
 ) -> Path:
     """Write OUT/report/index.html and its pictures.
 
     `facts`: what the page says of the run (see `write_report`). `studies`, `structures`: rows of the tables.
-    `messages`: remarks by study key. `redraw`: studies whose picture is made anew; others keep theirs. `reference`: a
-    study's reference mask, whose outlines are drawn.
+    `messages`: remarks by key and name, since two studies may have the same content. `redraw`:
+    studies whose picture is made anew; others keep theirs. `reference`: a study's reference mask, whose outlines are
+    drawn.
     """
     folder = store.local(store.join(out, "report"))
     by_study: dict[str, list[Mapping[str, Any]]] = {}
@@ -46,7 +47,7 @@ def build_report(
                 key=row["key"],
                 state=row["state"],
                 cause=row["cause"],
-                message=messages.get(row["key"]),
+                message=messages.get((row["key"], name)),
                 picture=picture,
                 seconds={s: row[f"seconds_{s}"] for s in STAGES if row.get(f"seconds_{s}") is not None},
                 structures=rows,

@@ -2,7 +2,7 @@
   "use strict";
   const form = document.getElementById("find");
   const open = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) target.open = true;
   };
   addEventListener("hashchange", open);

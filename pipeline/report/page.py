@@ -67,6 +67,11 @@ class StudyView:
     warnings: Sequence[str] = ()
 
     @property
+    def anchor(self) -> str:
+        """Its place on the page. Studies of the same content have one key."""
+        return f"study-{self.key}-{self.study}"
+
+    @property
     def remarks(self) -> list[str]:
         """What should be read before the result is used."""
         return [*([self.message] if self.message else []), *self.warnings]
@@ -93,7 +98,7 @@ def render(summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:
     names = ("published", "failed", "interrupted", "reused", "blocks_computed")
     counts = {name: int(summary[name]) for name in names}
     published = _worst_first([view for view in studies if view.state == "published"])
-    measures, spread = spreads((view.key, view.study, view.structures) for view in published)
+    measures, spread = spreads((view.anchor, view.study, view.structures) for view in published)
     style = _asset("page.css") + _swatches(studies)
     script = _asset("page.js")
     return _template().render(

@@ -20,7 +20,7 @@ class Dot:
     """A study in a plot: where it lies, and what it says."""
 
     x: float
-    key: str
+    anchor: str
     text: str
 
 
@@ -51,15 +51,15 @@ MEASURES = (("volume, mL", "volume_ml"), ("Dice", "dice"), ("HD95, mm", "hd95_mm
 def spreads(studies: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> tuple[list[str], list[Spread]]:
     """Titles of the measures that can be plotted, and their plots per structure, in label order.
 
-    studies: (key, name, rows of the structures table). Scores of empty structures are none and are left out.
+    studies: (anchor, name, rows of the structures table). Scores of empty structures are none and are left out.
     """
     found: dict[tuple[int, str], dict[str, list[tuple[float, str, str]]]] = {}
-    for key, name, rows in studies:
+    for anchor, name, rows in studies:
         for row in rows:
             held = found.setdefault((int(row["label"]), str(row["structure"])), {})
             for _, field in MEASURES:
                 if row.get(field) is not None:
-                    held.setdefault(field, []).append((float(row[field]), key, name))
+                    held.setdefault(field, []).append((float(row[field]), anchor, name))
     shown = [m for m in MEASURES if any(len(held.get(m[1], ())) > 1 for held in found.values())]
     return [title for title, _ in shown], [
         Spread(label, structure, [_plot(field, held.get(field, [])) for _, field in shown])
@@ -82,8 +82,8 @@ def _plot(field: str, points: Sequence[tuple[float, str, str]]) -> Plot | None:
         return round(WIDTH * (value - low) / (high - low), 2)
 
     dots = [
-        Dot(place(value), key, f"{name}: {fixed(value, decimals)}")
-        for value, key, name in points
+        Dot(place(value), anchor, f"{name}: {fixed(value, decimals)}")
+        for value, anchor, name in points
         if len(points) <= ALL_DOTS or not q1 - fence <= value <= q3 + fence
     ]
     least, most = (fixed(float(v), decimals) for v in (values.min(), values.max()))

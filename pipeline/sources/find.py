@@ -25,17 +25,18 @@ _LATER = "DICOM, video and folders of frames are not supported by this version y
 _LATER_ENDINGS = (*VIDEO_ENDINGS, ".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
-def find_studies(inputs: Sequence[str], *, exclude: str | None) -> Found:
+def find_studies(inputs: Sequence[str], *, exclude: str | None, channels: bool = True) -> Found:
     """All studies that the INPUTs (files, folders, file:// URLs) name, each once, with unique names.
 
-    `exclude` (OUT) is not searched where it lies inside an INPUT, nor is the OUT of another run. What cannot
-    become a study is a failure beside the others: (the path as the user knows it, StudyError("input")).
+    `exclude` (OUT) is not searched where it lies inside an INPUT, nor is the OUT of another run. `channels`: whether
+    files that end in _0000, _0001, ... are channels of one study; masks never are. What cannot become a study is a
+    failure beside the others: (the path as the user knows it, StudyError("input")).
     """
     skipped = None if exclude is None else os.path.realpath(_local_path(exclude))
     studies: list[Study] = []
     failures: list[tuple[str, StudyError]] = []
     for given in dict.fromkeys(inputs):
-        for candidate in _candidates(given, skipped):
+        for candidate in _candidates(given, skipped, channels):
             if isinstance(candidate, Study):
                 studies.append(candidate)
             else:
@@ -44,7 +45,7 @@ def find_studies(inputs: Sequence[str], *, exclude: str | None) -> Found:
     return Found(unique, sorted([*failures, *clashes], key=lambda failure: failure[0]))
 
 
-def _candidates(given: str, skipped: str | None) -> Iterator[Candidate]:
+def _candidates(given: str, skipped: str | None, channels: bool) -> Iterator[Candidate]:
     try:
         path = _local_path(given)
         mode = os.stat(path).st_mode
@@ -61,7 +62,7 @@ def _candidates(given: str, skipped: str | None) -> Iterator[Candidate]:
         yield given, _unreadable(error)
         return
     empty = True
-    for candidate in _explicit_folder(given, path, skipped):
+    for candidate in _explicit_folder(given, path, skipped, channels):
         yield candidate
         empty = False
     if empty:
@@ -99,12 +100,12 @@ def _is_dicom(path: str) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _explicit_folder(given: str, path: str, skipped: str | None) -> Iterator[Candidate]:
+def _explicit_folder(given: str, path: str, skipped: str | None, channels: bool) -> Iterator[Candidate]:
     top = os.path.abspath(path)
     if looks_like_ome_zarr(top):
         yield Study(study_name(os.path.basename(top)), given, (top,), "ome-zarr")
         return
-    yield from _search(given, top, "", skipped, seen=set())
+    yield from _search(given, top, "", skipped, channels, seen=set())
 
 
 def _is_result(path: str, out: str | None) -> bool:
@@ -121,7 +122,9 @@ def _is_out(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "ledger", "out.json"))
 
 
-def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[str]) -> Iterator[Candidate]:
+def _search(
+    given: str, top: str, inside: str, skipped: str | None, channels: bool, seen: set[str]
+) -> Iterator[Candidate]:
     """Everything below `top/inside`, sorted; each real folder once, so that loops of links end."""
     folder = os.path.join(top, inside) if inside else top
     shown = os.path.join(given, inside) if inside else given
@@ -136,21 +139,21 @@ def _search(given: str, top: str, inside: str, skipped: str | None, seen: set[st
         return
     folders = [entry for entry in entries if os.path.isdir(os.path.join(folder, entry))]
     files = [entry for entry in entries if entry.lower().endswith(NIFTI_ENDINGS) and entry not in set(folders)]
-    yield from _nifti_studies(top, inside, shown, files)
+    yield from _nifti_studies(top, inside, shown, files, channels)
     for entry in folders:
         path, name = os.path.join(folder, entry), os.path.join(inside, entry)
         if looks_like_ome_zarr(path):
             if os.path.realpath(path) != skipped:
                 yield Study(study_name(name), os.path.join(given, name), (path,), "ome-zarr")
         else:
-            yield from _search(given, top, name, skipped, seen)
+            yield from _search(given, top, name, skipped, channels, seen)
 
 
-def _nifti_studies(top: str, inside: str, shown: str, files: list[str]) -> Iterator[Candidate]:
-    """The NIfTI files of one folder: channels of one study if all are numbered, else a study each."""
+def _nifti_studies(top: str, inside: str, shown: str, files: list[str], channels: bool) -> Iterator[Candidate]:
+    """The NIfTI files of one folder: channels of one study if all are numbered (and may be), else a study each."""
     folder = os.path.join(top, inside) if inside else top
     numbers = [channel_number(name) for name in files]
-    if not files or None in numbers:
+    if not channels or not files or None in numbers:
         for name in files:
             path = os.path.join(folder, name)
             if not os.path.isfile(path):  # a broken link, a pipe

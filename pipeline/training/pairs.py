@@ -44,7 +44,7 @@ def find_pairs(data: Data) -> tuple[list[Pair], list[tuple[str, StudyError]]]:
     if data.masks is not None:
         if not os.path.exists(data.masks):
             raise UsageError(f"the folder of masks {data.masks} does not exist")
-        given = find_studies([data.masks], exclude=None)
+        given = find_studies([data.masks], exclude=None, channels=False)
         masks = {study.name: study for study in given.studies}
         failures += given.failures
         images = {study.name for study in found.studies}

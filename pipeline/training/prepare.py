@@ -14,7 +14,7 @@ from segmodels.train.cases import Case, PlacesSampler
 
 from ..errors import Interrupted, StudyError
 from ..geometry import spacing_of
-from ..metrics.masks import check_channels, check_fit
+from ..metrics.masks import check_channels, check_fit, whole_numbers
 from ..normalize import normalizers
 from ..sources import Header, Source, digest_of, open_source
 from ..statistics import ChannelSums
@@ -99,10 +99,8 @@ def _write_labels(job: TrainJob, mask: Source, folder: Path, stop: threading.Eve
 
 
 def _as_labels(slab: np.ndarray, known: set[int]) -> np.ndarray:
-    values = np.unique(slab)
-    if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
-        raise StudyError("input", "the mask holds fractions; a mask holds whole numbers")
-    given = {int(value) for value in values.tolist()}
+    slab = whole_numbers(slab, "mask")
+    given = {int(value) for value in np.unique(slab).tolist()}
     if known == {1} and 255 in given and given <= {0, 255}:  # masks of 0 and 255, as image editors write them
         slab = slab == 255
         given = {1}

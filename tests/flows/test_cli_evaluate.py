@@ -81,8 +81,11 @@ def test_nothing_failed_is_zero_and_a_model_names_the_structures(top: Path) -> N
     [
         (["--labels", "missing.json"], "cannot read the labels"),
         (["--labels", "broken.json"], "are no JSON"),
-        (["--labels", "list.json"], "whole numbers with a name each"),
-        (["--labels", "words.json"], "whole numbers with a name each"),
+        (["--labels", "list.json"], "whole numbers up to 65535 with a name of its own each"),
+        (["--labels", "twice.json"], "whole numbers up to 65535 with a name of its own each"),
+        (["--labels", "large.json"], "whole numbers up to 65535 with a name of its own each"),
+        (["--labels", "half.json"], "whole numbers up to 65535 with a name of its own each"),
+        (["--labels", "words.json"], "whole numbers up to 65535 with a name of its own each"),
         (["--labels", "background.json"], "name no structure"),
         (["--labels", "names.json", "-m", "kmeans"], "not both"),
         (["-m", "no-such-model"], "no-such-model"),
@@ -99,6 +102,9 @@ def test_what_is_wrong_is_one_line_and_two(
     (top / "broken.json").write_text('{"1": "front"')
     (top / "list.json").write_text("[1, 2]")
     (top / "words.json").write_text('{"one": "front"}')
+    (top / "twice.json").write_text('{"1": "kidney", "2": "kidney"}')
+    (top / "large.json").write_text('{"100000000000000000000": "front"}')
+    (top / "half.json").write_text('{"1": "\\ud800"}')
     (top / "background.json").write_text('{"0": "background"}')
     flags = [str(top / flag) if flag.endswith(".json") else flag for flag in flags]
     command = ["evaluate", str(top / "masks"), str(top / "truth"), "-o", str(top / "bad"), *flags]

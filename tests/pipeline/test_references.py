@@ -168,3 +168,70 @@ def test_records_of_an_older_version_are_read(top: Path) -> None:
     assert scores(again) == scores(first)
     assert again.studies[0]["structures"][0]["components"] is None
     assert again.studies[0]["structures"][0]["dice"] == first.studies[0]["structures"][0]["dice"]
+
+
+def test_scores_of_an_earlier_reference_are_withdrawn_where_the_new_one_does_not_fit(top: Path) -> None:
+    assert scores(segment(top))["a"] == (0.0, 0.0, 1.0)
+    save_nifti(top / "truth/a.nii.gz", np.zeros((3, 4, 5), np.uint8))
+    summary = segment(top)
+    assert summary.exit_code == 1
+    assert "voxels (x,y,z)" in summary.studies[0]["message"]
+    rows = {row["study"]: row for row in table(top / "out", "structures")}
+    assert [rows["a"][name] for name in ("dice", *SURFACE)] == [None] * 4
+    assert rows["b"]["dice"] is not None
+
+
+def test_a_reference_that_is_no_file_is_named(top: Path) -> None:
+    (top / "truth/a.nii.gz").unlink()
+    (top / "truth/a.nii.gz").symlink_to(top / "nowhere")
+    summary = segment(top)
+    assert summary.exit_code == 1
+    first, second = summary.studies
+    assert first["message"] == "published without scores: it is not a file that can be read"
+    assert (second["message"], second["structures"][0]["dice"]) == (None, pytest.approx(0.5, abs=0.4))
+
+
+def test_references_of_other_names_are_said_to_be(top: Path) -> None:
+    """Also where there is one scan and one reference: the only file of a folder is not whoever's turn it is."""
+    for name in "ab":
+        (top / f"truth/{name}.nii.gz").rename(top / f"truth/other-{name}.nii.gz")
+    summary = segment(top)
+    assert (summary.published, summary.exit_code) == (2, 1)
+    assert "no reference has the name of a study; they are called other-a" in summary.studies[0]["message"]
+    (top / "in/b.nii.gz").unlink()
+    (top / "truth/other-b.nii.gz").unlink()
+    summary = segment(top)
+    assert (summary.studies[0]["study"], summary.studies[0]["structures"][0]["dice"]) == ("a", None)
+
+
+def test_a_scan_and_a_reference_that_are_given_themselves_go_together(top: Path) -> None:
+    (top / "truth/a.nii.gz").rename(top / "truth/other.nii.gz")
+    given = {"reference": str(top / "truth/other.nii.gz"), "classes": 2, "threads": 1}
+    summary = pipeline.segment(top / "in/a.nii.gz", "kmeans", top / "out", **given)
+    assert scores(summary) == {"a": (0.0, 0.0, 1.0)}
+
+
+def test_numbered_references_are_references_and_no_channels(tmp_path: Path) -> None:
+    for number in (1, 2):
+        scan(tmp_path / f"in/p{number}/scan_000{number}.nii.gz", number)  # a folder each: else they are channels
+    inputs = [tmp_path / f"in/p{number}/scan_000{number}.nii.gz" for number in (1, 2)]
+    for number in (1, 2):
+        save_nifti(tmp_path / f"truth/scan_000{number}.nii.gz", (brain(seed=number) > 200).astype(np.uint8))
+    summary = pipeline.segment(
+        inputs, "kmeans", tmp_path / "out", classes=2, threads=1, reference=str(tmp_path / "truth")
+    )
+    assert summary.exit_code == 0
+    assert scores(summary) == {"scan_0001": (0.0, 0.0, 1.0), "scan_0002": (0.0, 0.0, 1.0)}
+
+
+def test_twins_keep_their_own_remarks(top: Path) -> None:
+    (top / "in/b.nii.gz").write_bytes((top / "in/a.nii.gz").read_bytes())
+    save_nifti(top / "truth/a.nii.gz", np.zeros((3, 4, 5), np.uint8))
+    summary = segment(top)
+    assert len({entry["key"] for entry in summary.studies}) == 1
+    page = (top / "out/report/index.html").read_text()
+    a, b = (
+        page.split(f'id="study-{entry["key"]}-{entry["study"]}"')[1].split("<details")[0] for entry in summary.studies
+    )
+    assert "published without scores" in a
+    assert "published without scores" not in b

@@ -16,12 +16,17 @@ from monai.metrics.confusion_matrix import compute_confusion_matrix_metric, get_
 
 from pipeline import ome
 from pipeline.errors import StudyError
+from pipeline.metrics import masks
 from pipeline.metrics.masks import stored_mask, study_mask
-from pipeline.metrics.overlap import confusion, is_binary_255, scores, voxels
+from pipeline.metrics.overlap import confusion, is_binary_255, overlaps
 from pipeline.sources import Study
 
 AFFINE = np.array([[-0.9, 0.1, 0.3, 12.0], [0.2, 1.1, -0.2, -7.5], [0.1, -0.3, 2.9, 40.25], [0, 0, 0, 1.0]])
 SHAPE = (13, 9, 11)  # z, y, x
+
+
+def scores(counts: dict[str, int], label: int, *, binary_255: bool) -> dict[str, float | None]:
+    return overlaps(counts, binary_255=binary_255)[label].scores()
 
 
 def pair(seed: int = 0, labels: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +126,10 @@ def test_void_voxels_count_for_nothing() -> None:
 
 def test_voxels_are_counted_wherever_they_lie() -> None:
     counts = {"0,0": 50, "1,1": 6, "1,0": 2, "0,1": 3, "1,255": 100, "0,255": 40, "255,0": 7}
-    assert voxels(counts, 1, binary_255=False) == (108, 9)
-    assert voxels(counts, 1, binary_255=True) == (108, 149)
-    assert voxels(counts, 255, binary_255=False) == (7, 0)
+    void, binary = overlaps(counts, binary_255=False), overlaps(counts, binary_255=True)
+    assert (void[1].anywhere, void[1].reference) == (108, 9)
+    assert (binary[1].anywhere, binary[1].reference) == (108, 149)
+    assert (void[255].anywhere, void[255].reference) == (7, 0)
 
 
 def test_where_all_references_hold_only_0_and_255_it_is_label_1() -> None:
@@ -193,3 +199,46 @@ def test_slabs_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     mask = stored_mask(str(tmp_path / "labels"), AFFINE)
     np.testing.assert_array_equal(np.concatenate(list(mask.slabs())), predicted)
     assert all(slab.size <= max(voxels, 99) for slab in mask.slabs())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_labels_that_nibabel_stored_with_a_slope(tmp_path: Path, dtype: Any) -> None:
+    """A float array under an integer header: nibabel writes a slope, and 2 comes back as 2.0000001."""
+    _, labels = pair(labels=8)
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(labels.T.astype(float), AFFINE, header), tmp_path / "m.nii.gz")
+    stored = nib.load(tmp_path / "m.nii.gz")
+    assert not np.array_equal(np.unique(stored.get_fdata()), np.arange(8))  # else this tests nothing
+    mask = study_mask(Study("m", "m", (str(tmp_path / "m.nii.gz"),), "nifti"))
+    assert np.array_equal(np.concatenate(list(mask.slabs())), labels)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.03, np.nan, np.inf])
+def test_fractions_are_no_labels(tmp_path: Path, value: float) -> None:
+    data = np.zeros(SHAPE, np.float32)
+    data[3, 4, 5] = value
+    nib.save(nib.Nifti1Image(data.T, AFFINE), tmp_path / "m.nii.gz")
+    with pytest.raises(StudyError):
+        list(study_mask(Study("m", "m", (str(tmp_path / "m.nii.gz"),), "nifti")).slabs())
+
+
+def test_a_stored_mask_of_large_planes_is_read_in_small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(32 * 8 * 8, dtype=np.uint8).reshape(32, 8, 8)
+    array = ome.create_array(str(tmp_path / "labels"), labels.shape, (32, 8, 8), labels.dtype, list("zyx"))
+    array[...] = labels
+    monkeypatch.setattr(masks, "SLAB_VOXELS", 4 * 8 * 8)
+    for largest, parts in ((32 * 64, 1), (8 * 64, 4), (1, 8)):
+        taken: list[int] = []
+        monkeypatch.setattr(masks, "LARGEST_READ", largest)
+
+        def read(array: Any, selection: Any, taken: list[int] = taken, real: Any = ome.read) -> np.ndarray:
+            part: np.ndarray = real(array, selection)
+            taken.append(len(part))
+            return part
+
+        with monkeypatch.context() as patched:
+            patched.setattr(masks.ome, "read", read)
+            found = np.concatenate(list(stored_mask(str(tmp_path / "labels"), AFFINE).slabs()))
+        assert np.array_equal(found, labels)
+        assert len(taken) == parts

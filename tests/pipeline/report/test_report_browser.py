@@ -120,7 +120,7 @@ def test_finding_sorting_and_folding(tmp_path: Path, chromium: Callable[..., str
     page.write_text(html.replace("</body>", drive), encoding="utf-8")
     dom = Page(chromium(page, "--dump-dom"))
     studies = [a for a in dom.all("details") if a.get("data-state") == "published"]
-    assert [a["id"] for a in studies] == ["study-scan_c", "study-scan_b", "study-scan_a", "study-other"]
+    assert [a["id"] for a in studies] == [f"study-{name}-{name}" for name in ("scan_c", "scan_b", "scan_a", "other")]
     assert ["hidden" in a for a in studies] == [False, False, False, True]
     assert ["open" in a for a in studies] == [False, False, False, True], "only what is shown is folded"
     assert "3 of 4 shown" in dom.text

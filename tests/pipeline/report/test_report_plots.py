@@ -24,7 +24,7 @@ def test_a_plot_is_quartiles_ends_and_a_dot_per_study() -> None:
     assert plot is not None
     at = [WIDTH * (q - 0.7) / 0.3 for q in np.quantile(scores, [0, 0.25, 0.5, 0.75, 1])]
     assert [plot.ends[0], *plot.box, plot.ends[1]] == pytest.approx(at, abs=0.01)
-    assert [dot.key for dot in plot.dots] == [f"k{i}" for i in range(7)]
+    assert [dot.anchor for dot in plot.dots] == [f"k{i}" for i in range(7)]
     assert plot.dots[1].text == "study 1: 0.720"
     assert (plot.low, plot.high) == ("0.7", "1.0")
     assert plot.text == "median 0.880, 0.720 to 0.950, 7 studies"
@@ -36,7 +36,7 @@ def test_of_many_studies_only_the_odd_ones_have_dots() -> None:
     _, (row,) = spreads(studies(scores.tolist()))
     plot = row.plots[1]
     assert plot is not None
-    assert {"k17", "k400"} <= {dot.key for dot in plot.dots}
+    assert {"k17", "k400"} <= {dot.anchor for dot in plot.dots}
     assert len(plot.dots) < ALL_DOTS
 
 
@@ -53,6 +53,13 @@ def test_values_that_are_all_the_same_stay_on_the_axis() -> None:
         assert all(0 <= x <= WIDTH for plot in row.plots if plot for x in (*plot.box, *plot.ends))
 
 
+def test_studies_of_the_same_content_have_places_of_their_own() -> None:
+    views = [replace(PUBLISHED, study=name, key="k", structures=[ROW | {"dice": 0.5}]) for name in ("one", "two")]
+    page = Page(render(SUMMARY, views))
+    assert {a["id"] for a in page.all("details") if a.get("data-state")} == {"study-k-one", "study-k-two"}
+    assert {"#study-k-one", "#study-k-two"} <= {a["href"] for a in page.all("a")}
+
+
 def test_the_worst_stand_first_and_open_on_a_long_page() -> None:
     scores = np.linspace(0.99, 0.5, OPEN + 6)
     views = [
@@ -62,8 +69,8 @@ def test_the_worst_stand_first_and_open_on_a_long_page() -> None:
     views.insert(0, replace(PUBLISHED, study="none", key="none", structures=[ROW | {"dice": None}]))
     page = Page(render(SUMMARY, views))
     shown = [a for a in page.all("details") if a.get("data-state") == "published"]
-    assert [a["id"] for a in shown] == [f"study-k{i}" for i in reversed(range(len(scores)))] + ["study-none"]
+    assert [a["id"] for a in shown] == [f"study-k{i}-s{i}" for i in reversed(range(len(scores)))] + ["study-none-none"]
     assert ["open" in a for a in shown] == [i < WORST for i in range(len(shown))]
     links = {a["href"] for a in page.all("a")}
-    assert {f"#study-k{i}" for i in range(len(scores))} <= links
+    assert {f"#study-k{i}-s{i}" for i in range(len(scores))} <= links
     assert "White lines are the reference" in page.text
