@@ -6,6 +6,7 @@ between it and its checkpoint, which already makes a training survive its proces
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Interrupted, StudyError
+from pipeline.errors import Interrupted, StudyError, UsageError
 
 from .actor import Refusal, Versions, mismatch, refusal_of, versions
 from .pool import THREADS, refused
@@ -22,6 +23,8 @@ from .session import Session
 if TYPE_CHECKING:
     from pipeline.training.job import TrainJob
     from pipeline.training.run import Observe, Preparation
+
+logger = logging.getLogger("maskmill")
 
 ATTEMPTS = 3
 LOOK_SECONDS = 0.5
@@ -72,6 +75,7 @@ class Member:
     number: int
     actor: Any = None
     running: Any = None
+    started: bool = False  # the actor's process answers
     attempts: int = 0
     seen: Seen = (0.0, {})
     done: bool = False
@@ -99,7 +103,9 @@ def train_on_ray(
             enable_task_events=False,
         )
         members = [Member(number) for number in range(job.members)]
-        at_once = job.workers or max(1, gpus)
+        at_once = min(job.workers or gpus, gpus) if gpus else job.workers or 1
+        if job.address is not None and not gpus:
+            _refuse_threads(threads)
         while unfinished := [member for member in members if not member.done]:
             for member in unfinished[:at_once]:
                 if member.actor is None and not stop.is_set():
@@ -110,24 +116,43 @@ def train_on_ray(
                 raise Interrupted
             ended, _ = ray.wait([member.running for member in flying], timeout=LOOK_SECONDS)
             for member in flying:
+                if stop.is_set() and not member.started:  # it waits for a place in the cluster
+                    _drop(member)
+                    continue
                 if stop.is_set():
                     member.actor.stop.remote()
                 if member.running in ended:
-                    _settle(member, stop)
+                    _settle(member)
                 else:
                     _look(member)
             told = max(flying, key=lambda member: member.seen[0])
             observe("train", fmean(member.seen[0] for member in members), told.seen[1])
 
 
-def _settle(member: Member, stop: threading.Event) -> None:
+def _refuse_threads(threads: int) -> None:
+    """An actor that no machine of the cluster has the cores for would wait for ever."""
+    import ray
+
+    most = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
+    if threads > most:
+        raise UsageError(f"threads is {threads}, but no machine of the cluster has more than {most} cores for Ray")
+
+
+def _drop(member: Member) -> None:
+    import ray
+
+    ray.kill(member.actor)
+    member.actor, member.running, member.started = None, None, False
+
+
+def _settle(member: Member) -> None:
     """Take a member's answer. One whose process died is begun again, from its checkpoint."""
     import ray
 
     try:
         answer = ray.get(member.running)
     except ray.exceptions.RayActorError:
-        member.actor, member.attempts = None, member.attempts + 1
+        member.actor, member.started, member.attempts = None, False, member.attempts + 1
         if member.attempts == ATTEMPTS:
             raise StudyError(
                 "crash", f"a training process died {ATTEMPTS} times; run it again to go on from its checkpoint"
@@ -137,15 +162,21 @@ def _settle(member: Member, stop: threading.Event) -> None:
         raise refused(answer)
     member.done = answer
     member.seen = (1.0 if answer else member.seen[0], member.seen[1])
-    ray.kill(member.actor)
-    member.actor = None
+    _drop(member)
 
 
 def _look(member: Member) -> None:
-    """Ask how far it is; a process that just died says so when its answer is taken."""
+    """Ask how far it is, but never wait for one that has no process yet; one that died says so when it is settled."""
     import ray
 
+    asked = member.actor.seen.remote()
+    ready, _ = ray.wait([asked], timeout=LOOK_SECONDS)
+    if not ready:
+        return
     try:
-        member.seen = ray.get(member.actor.seen.remote())
+        before, member.seen = member.seen, ray.get(asked)
     except ray.exceptions.RayActorError:
         return
+    member.started = True
+    if (samples := member.seen[1].get("samples at once")) != before[1].get("samples at once"):
+        logger.warning("out of memory: gradients add up over smaller batches", extra={"samples": samples})

@@ -102,7 +102,7 @@ def finish_task(run_id: str) -> None:
     state = TRAININGS[run_id]
     assert state.preparation is not None
     state.observe("measure", 0.0, {})
-    finish_model(state.job, state.out, state.preparation, state.threads)
+    finish_model(state.job, state.out, state.preparation, state.threads, state.stop)
 
 
 @flow(name="train", flow_run_name="train-{run_id}", persist_result=False, validate_parameters=False)
@@ -113,7 +113,7 @@ def train_flow(run_id: str) -> Any:
         for task in (prepare_task, train_task, finish_task):
             if state.error is None and not state.stop.is_set():
                 task(run_id, return_state=True)
-    if state.error is None and state.stop.is_set():
+    if state.error is None and state.stop.is_set() and not (state.out / "card.json").exists():
         state.error = Interrupted()
     if state.error is not None:
         return Failed(message=type(state.error).__name__)

@@ -35,10 +35,9 @@ def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
     if is_done(job, folder):
         print(f"nothing to do: {folder} holds the model of this job already", file=sys.stderr)
         return _close(folder, None, began, as_json=as_json)
-    claim(job, folder)
     stop, run_id = threading.Event(), new_run_id()
     try:
-        with run_log(str(folder / "training"), run_id), ProgressLine() as line, prefect_server():
+        with claim(job, folder), run_log(str(folder / "training"), run_id), ProgressLine() as line, prefect_server():
             from .train import FlowTraining, run_training
 
             state = FlowTraining(job, folder, job.threads or usable_cores(), stop, _teller(line))

@@ -170,6 +170,8 @@ def to_bytes(tensors: Mapping[str, Tensor], dtype: str = "fp32") -> bytes:
     stored = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     kept = {k: t.detach().cpu().to(stored if t.is_floating_point() else t.dtype) for k, t in tensors.items()}
     if dtype == "fp16":
-        refuse_not_finite("the network as fp16", kept)
+        finite = all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point())
+        if finite and not all(bool(torch.isfinite(t).all()) for t in kept.values()):
+            raise ModelError("the network has values too large for fp16 (above 65504): store it as bf16 or fp32")
     data: bytes = safetensors.torch.save({k: t.contiguous() for k, t in kept.items()})
     return data

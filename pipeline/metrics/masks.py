@@ -94,7 +94,7 @@ def whole_numbers(slab: np.ndarray, what: str) -> np.ndarray:
     """
     if slab.dtype.kind != "f":
         return slab
-    whole = np.rint(slab)
+    whole: np.ndarray = np.rint(slab)
     with np.errstate(invalid="ignore"):
         if not np.all(np.abs(slab - whole) <= WHOLE):
             raise StudyError("input", f"the {what} holds fractions; a mask holds whole numbers")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -89,17 +90,29 @@ class TrainJob(Part):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TrainJob:
         from segmodels import registry
+        from segmodels.train.loss import Supervised
+        from segmodels.train.way import has_batch_norm
 
         try:
             network = registry.on_meta(self.network.name, **self.network.config)
             agree(self.card(), network)
+            Supervised(network, deep=self.recipe.deep_supervision)
         except ModelError as error:
             raise ValueError(str(error).removeprefix("card.json: ")) from None
         if network.margin:
             raise ValueError("networks with padding 'valid' cannot be trained by this version: use padding 'same'")
+        if self.recipe.patch is not None and len(self.recipe.patch) > len(self.tile):
+            raise ValueError(f"the patch {list(self.recipe.patch)} has more axes than the tile {list(self.tile)}")
+        if self.recipe.patch is not None and len(self.recipe.patch) < len(self.tile):
+            raise ValueError(f"the patch {list(self.recipe.patch)} has fewer axes than the tile {list(self.tile)}")
         uneven = [n for n in self.patch[-network.dims :] if n % network.divisor]
         if uneven:
             raise ValueError(f"the patch {list(self.patch)} must have multiples of {network.divisor}, the divisor")
+        if self.recipe.batch * math.prod(self.patch) == network.divisor**network.dims and has_batch_norm(network):
+            raise ValueError(
+                f"a batch of one patch {list(self.patch)} leaves batch normalisation a single value at the bottom of "
+                "the network: give a larger batch or patch, or another norm"
+            )
         if self.members_by == "folds" and self.members == 1:
             raise ValueError("members_by 'folds' needs at least 2 members")
         return self
@@ -113,7 +126,8 @@ class TrainJob(Part):
     @property
     def patch(self) -> tuple[int, int, int]:
         """Voxels of a sample along z, y, x."""
-        return self.recipe.patch or self.window
+        z, y, x = (1,) * (3 - len(self.recipe.patch or self.tile)) + (self.recipe.patch or self.tile)
+        return z, y, x
 
     def card(self, **more: Any) -> Card:
         """The card of the model that this job makes, without weights. Raises ModelError."""
@@ -137,12 +151,21 @@ class TrainJob(Part):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of all that decides what is learned; how long and where it runs does not enter."""
-        facts = self.model_dump(
-            mode="json", by_alias=True, exclude={"engine", "address", "workers", "threads", "intended_use"}
-        )
+        """16 hex digits of all that decides the model; how long and where it is trained does not enter."""
+        return self._digest({"engine", "address", "workers", "threads", "intended_use"})
+
+    @property
+    def lesson(self) -> str:
+        """16 hex digits of what decides what is learned: a training goes on where only the card would be another."""
+        what = {"version", "licence", "overlap", "weights"}
+        return self._digest({"engine", "address", "workers", "threads", "intended_use", *what}, {"licence", "source"})
+
+    def _digest(self, left_out: set[str], of_data: Set[str] = frozenset()) -> str:
+        facts = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         for field in ("minutes", "readers", "checkpoint_minutes"):
             del facts["recipe"][field]
+        for field in of_data:
+            del facts["data"][field]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -42,7 +42,7 @@ def find_pairs(data: Data) -> tuple[list[Pair], list[tuple[str, StudyError]]]:
     found = find_studies(data.images, exclude=data.masks)
     failures = list(found.failures)
     if data.masks is not None:
-        if not os.path.exists(data.masks):
+        if not data.masks.startswith("file:") and not os.path.exists(data.masks):
             raise UsageError(f"the folder of masks {data.masks} does not exist")
         given = find_studies([data.masks], exclude=None, channels=False)
         masks = {study.name: study for study in given.studies}
@@ -61,7 +61,8 @@ def find_pairs(data: Data) -> tuple[list[Pair], list[tuple[str, StudyError]]]:
         if study.name in masks:
             pairs.append(Pair(study, masks[study.name]))
         else:
-            failures.append((study.source, StudyError("input", "this image has no mask of the same name")))
+            missing = "mask of the same name" if data.masks is not None else f"label image {data.label_image!r}"
+            failures.append((study.source, StudyError("input", f"this image has no {missing}")))
     if not pairs:
         reasons = "; ".join(f"{shown(where)}: {error}" for where, error in failures[:3])
         raise UsageError(f"no image has a mask ({reasons or 'there is no image'})")

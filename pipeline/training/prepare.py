@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,14 +29,15 @@ FACTS = "case.json"
 def prepare(job: TrainJob, pair: Pair, folder: Path, stop: threading.Event) -> tuple[Case, dict[str, Any]]:
     """Write one case into `folder`, unless it stands there of the same content; gives it and its facts.
 
-    Facts: sha256 of the content of image and mask, voxels per label. Raises StudyError for a pair that does not
-    fit together or the job, Interrupted when `stop` is set meanwhile.
+    Facts: sha256 of the content of image and mask, voxels per label, whether label 1 is stored as 255. Raises
+    StudyError for a pair that does not fit together or the job, Interrupted when `stop` is set meanwhile.
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         "image": digest_of(pair.image),
         "mask": digest_of(pair.mask),
         "normalize": [entry.model_dump(mode="json", by_alias=True) for entry in job.normalize],
         "labels": sorted(job.labels),
+        "channels": len(job.channels),
     }
     facts = _held(folder / FACTS)
     if facts is None or any(facts.get(name) != value for name, value in wanted.items()):
@@ -49,9 +51,9 @@ def prepare(job: TrainJob, pair: Pair, folder: Path, stop: threading.Event) -> t
                 )
             check_channels(mask.header, "mask")
             check_fit(mask.header, header, ("mask", "image"))
-            voxels = _write_labels(job, mask, folder, stop)
+            voxels, is_binary = _write_labels(job, mask, folder, stop)
             _write_image(job, image, folder, stop)
-        facts = wanted | {"voxels": voxels, "spacing": _spacing(header)}
+        facts = wanted | {"voxels": voxels, "is_255": is_binary, "spacing": _spacing(header)}
         (folder / FACTS).write_text(json.dumps(facts))  # last: what has it is whole
     z, y, x = facts["spacing"]
     return Case(pair.name, folder, (z, y, x)), facts
@@ -60,7 +62,7 @@ def prepare(job: TrainJob, pair: Pair, folder: Path, stop: threading.Event) -> t
 def _held(path: Path) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return facts if {"voxels", "spacing"} <= facts.keys() else None
+        return facts if {"voxels", "is_255", "spacing"} <= facts.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -75,16 +77,24 @@ def _heed(stop: threading.Event) -> None:
         raise Interrupted
 
 
-def _write_labels(job: TrainJob, mask: Source, folder: Path, stop: threading.Event) -> dict[str, int]:
-    """labels.npy and places.npz; gives the voxels of each label."""
+def _array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """A new .npy file as an array, its room on the disk taken: a full disk is an error here, no signal later."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _write_labels(job: TrainJob, mask: Source, folder: Path, stop: threading.Event) -> tuple[dict[str, int], bool]:
+    """labels.npy and places.npz; gives the voxels of each label, and whether label 1 is stored as 255."""
     header = mask.header
     known = {int(value) for value in job.labels}
-    dtype = np.uint8 if max(known) <= 255 else np.uint16
-    array: Any = np.lib.format.open_memmap(folder / "labels.npy", mode="w+", dtype=dtype, shape=header.shape)
+    array = _array(folder / "labels.npy", np.uint8 if max(known) <= 255 else np.uint16, header.shape)
     sampler, counts, z = PlacesSampler(), dict.fromkeys(sorted(known), 0), 0
+    stored: set[int] = set()
     for slab in mask.slabs(ROWS):
         _heed(stop)
-        labels = _as_labels(slab[0], known)
+        labels = _as_labels(slab[0], known, stored)
         array[z : z + len(labels)] = labels
         sampler.add(labels, z)
         values, found = np.unique(labels, return_counts=True)
@@ -95,20 +105,22 @@ def _write_labels(job: TrainJob, mask: Source, folder: Path, stop: threading.Eve
     array.flush()
     arrays: Mapping[str, Any] = {str(label): voxels for label, voxels in sampler.finish().items()}
     np.savez(folder / "places.npz", **arrays)
-    return {str(label): count for label, count in counts.items()}
+    return {str(label): count for label, count in counts.items()}, stored == {255}
 
 
-def _as_labels(slab: np.ndarray, known: set[int]) -> np.ndarray:
+def _as_labels(slab: np.ndarray, known: set[int], stored: set[int]) -> np.ndarray:
+    """A slab of labels that the job knows; `stored` gathers the values above 0 that the mask has."""
     slab = whole_numbers(slab, "mask")
-    given = {int(value) for value in np.unique(slab).tolist()}
-    if known == {1} and 255 in given and given <= {0, 255}:  # masks of 0 and 255, as image editors write them
-        slab = slab == 255
-        given = {1}
-    if unknown := sorted(given - known - {0}):
+    stored |= {int(value) for value in np.unique(slab).tolist()} - {0}
+    dtype = np.uint8 if max(known) <= 255 else np.uint16
+    if known == {1} and stored == {255}:  # a mask of 0 and 255, as image editors write them
+        binary: np.ndarray = (slab == 255).astype(dtype)
+        return binary
+    if unknown := sorted(stored - known):
         raise StudyError(
             "input", f"the mask holds label {unknown[0]}, which is none of the job's labels {sorted(known)}"
         )
-    labels: np.ndarray = slab.astype(np.uint8 if max(known) <= 255 else np.uint16)
+    labels: np.ndarray = slab.astype(dtype)
     return labels
 
 
@@ -116,7 +128,7 @@ def _write_image(job: TrainJob, image: Source, folder: Path, stop: threading.Eve
     """image.npy: float32, normalised with the statistics of the whole image as `segment` does it."""
     header = image.header
     shape = (header.channels, *header.shape)
-    array: Any = np.lib.format.open_memmap(folder / "image.npy", mode="w+", dtype=np.float32, shape=shape)
+    array = _array(folder / "image.npy", np.float32, shape)
     sums = [ChannelSums(header.dtype, ROWS) for _ in range(header.channels)]
     z = 0
     for slab in image.slabs(ROWS):

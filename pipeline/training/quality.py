@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from segmodels.train.recipe import UNCHANGED
 
 from ..api import run_blocks, start_run
 from ..engine import SerialEngine
+from ..errors import Interrupted, StudyError
 from ..job import make_job
 from ..metrics.intervals import bootstrap_interval
 from ..references import References
@@ -58,8 +60,13 @@ def curve_scorer(job: TrainJob, cases: Sequence[Case]) -> Callable[[Any], dict[s
     return score
 
 
-def measure_calibration(job: TrainJob, model: Path, cases: Sequence[Case], threads: int) -> dict[str, Any]:
-    """The expected calibration error of the model's probabilities over tiles of the validation cases."""
+def measure_calibration(
+    job: TrainJob, model: Path, cases: Sequence[Case], threads: int, stop: threading.Event
+) -> dict[str, Any]:
+    """The expected calibration error of the model's probabilities over tiles of the validation cases.
+
+    Raises Interrupted when `stop` is set meanwhile.
+    """
     import segmodels
     from segmodels.calibration import BINS, CalibrationSums, calibration_sums, expected_calibration_error, merge
     from segmodels.predictor import make_predictor
@@ -70,6 +77,8 @@ def measure_calibration(job: TrainJob, model: Path, cases: Sequence[Case], threa
 
     def sums() -> Iterator[CalibrationSums]:
         for image, labels in validation_tiles(job, cases, CALIBRATION_TILES):
+            if stop.is_set():
+                raise Interrupted
             tile = image[None] if image.ndim == 4 else image[None, :, None]
             logits = predictor.predict(tile)[0, : predictor.classes].cpu()
             yield calibration_sums(logits, labels.reshape(logits.shape[1:]))
@@ -82,18 +91,33 @@ def measure_calibration(job: TrainJob, model: Path, cases: Sequence[Case], threa
     }
 
 
-def measure_quality(job: TrainJob, model: Path, pairs: Sequence[Pair], out: Path, threads: int) -> dict[str, Any]:
+def measure_quality(
+    job: TrainJob, model: Path, pairs: Sequence[Pair], out: Path, threads: int, stop: threading.Event
+) -> dict[str, Any]:
     """Segment the pairs with the model folder as any user would; gives the card's figures.
 
-    Per structure: n, mean, median, lowest Dice and the 95 % bootstrap interval of the mean over the cases.
+    Per structure: n, mean, median, lowest Dice and the 95 % bootstrap interval of the mean over the cases. Raises
+    StudyError where one of them cannot be measured: figures of the others would not be those of the split. Raises
+    Interrupted when `stop` is set meanwhile.
     """
     masks = {pair.name: pair.mask for pair in pairs}
     settings = {"model": str(model), "out": str(out), "engine": "serial", "threads": threads, "overwrite": True}
     run = start_run(make_job(settings | {"inputs": list(job.data.images)}), only=masks)
+    run.stop = stop
     run_blocks(run, SerialEngine)
     references = References(None, run)
     references.studies = dict(masks)
-    return figures(finish(run, references))
+    summary = finish(run, references)
+    if stop.is_set():
+        raise Interrupted
+    for entry in summary.studies:
+        if entry["state"] != "published" or references.held.get(entry["study"]) is None:
+            raise StudyError(
+                entry["cause"] or "input",
+                f"the validation case {entry['study']} cannot be measured: {entry['message']}; mend it and run again "
+                "(what is learned is kept)",
+            )
+    return figures(summary)
 
 
 def figures(summary: Summary) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from .job import TrainJob
 from .pairs import Pair, Split, draw_split, find_pairs
 from .prepare import prepare
 from .quality import curve_scorer, measure_calibration, measure_quality
+from .teacher import Teacher, load_teacher
 
 logger = logging.getLogger("maskmill")
 
@@ -43,6 +47,7 @@ class Preparation:
     pairs: dict[str, Pair]
     split: Split
     failures: list[tuple[str, StudyError]] = field(default_factory=list)
+    teacher: Teacher | None = None
 
     @property
     def digests(self) -> dict[str, list[str]]:
@@ -65,28 +70,58 @@ def is_done(job: TrainJob, out: Path) -> bool:
     card = store.read_json(str(out / "card.json"))
     begun = store.read_json(str(out / WORK / "job.json"))
     if card is not None:
-        held, what = (card.get("training") or {}).get("job"), "a model"
+        is_same, what = (card.get("training") or {}).get("job") == job.fingerprint, "a model"
     elif begun is not None:
-        held, what = begun.get("fingerprint"), "a training that is not finished"
+        # What was begun and taught nothing, such as a job with a mistake, keeps nobody from mending the job.
+        is_same, what = begun.get("lesson") == job.lesson or not _has_learned(out), "a training that is not finished"
     else:
         if out.exists() and (strange := sorted(out.iterdir())):
             raise UsageError(f"{out} holds {strange[0].name}, which is no part of a model: give an empty or new folder")
         return False
-    if held != job.fingerprint:
+    if not is_same:
         raise UsageError(f"{out} holds {what} of another job (or of other settings): give another folder")
+    if card is not None:
+        shutil.rmtree(out / WORK, ignore_errors=True)  # of a command that was killed at its very end
     return card is not None
 
 
-def claim(job: TrainJob, out: Path) -> None:
-    """Make the model folder this job's. Raises UsageError where it cannot be written."""
+def _has_learned(out: Path) -> bool:
+    from segmodels.train import checkpoint
+
+    return any((out / WORK).glob(f"member-*/{checkpoint.FILE}"))
+
+
+@contextmanager
+def claim(job: TrainJob, out: Path) -> Iterator[None]:
+    """Make the model folder this job's, and this process's while it lasts.
+
+    Raises UsageError where it cannot be written, or while another command trains there.
+    """
     try:
-        store.write_json(str(out / WORK / "job.json"), {"fingerprint": job.fingerprint})
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / WORK, os.O_RDONLY)
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(f"another command trains in {out}: wait for it, or give another folder") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        try:
+            store.write_json(str(out / WORK / "job.json"), {"lesson": job.lesson})
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Observe = _unseen) -> Preparation:
     """Read all pairs; bad ones are set aside. Raises UsageError where what is left cannot teach the labels."""
+    teacher = None if job.teacher is None else load_teacher(job)
     pairs, failures = find_pairs(job.data)
     split = draw_split(job.split, [pair.name for pair in pairs])
     used = {*split.training, *split.validation}
@@ -108,12 +143,38 @@ def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Obse
     if not split.training:
         where, why = failures[0]
         raise UsageError(f"no case is left to learn from; the first that was set aside: {where}: {why}")
-    for value, name in job.labels.items():
-        if not any(facts[case]["voxels"][value] for case in split.training):
-            raise UsageError(f"label {value} ({name}) occurs in no training case: take it out of labels, or add cases")
-    preparation = Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures)
+    preparation = Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures, teacher)
+    _check_cases(job, preparation)
     _hold_to(out, preparation)
     return preparation
+
+
+def _check_cases(job: TrainJob, preparation: Preparation) -> None:
+    """Raises UsageError where the cases as a whole cannot teach, or where what measures was learned from."""
+    facts, split = preparation.facts, preparation.split
+    if job.members_by == "folds" and job.members > len(split.training):
+        raise UsageError(f"{len(split.training)} training cases do not make {job.members} folds: give fewer members")
+    for member in range(job.members if job.members_by == "folds" else 1):
+        names = [case.name for case in member_cases(job, preparation, member)]
+        where = f"training case of fold {member}" if job.members_by == "folds" else "training case"
+        for value, name in job.labels.items():
+            if not any(facts[case]["voxels"][value] for case in names):
+                raise UsageError(f"label {value} ({name}) occurs in no {where}: take it out of labels, or add cases")
+    with_255 = [name for name, fact in facts.items() if fact["is_255"]]
+    with_1 = [name for name, fact in facts.items() if not fact["is_255"] and any(fact["voxels"].values())]
+    if with_255 and with_1:
+        raise UsageError(
+            f"label 1 is 255 in the mask of {with_255[0]} and 1 in that of {with_1[0]}: 255 means label 1 only where "
+            "a whole set of masks has it; store them one way"
+        )
+    learned = {facts[name]["image"]: name for name in split.training}
+    learned |= preparation.teacher.learned if preparation.teacher is not None else {}
+    for name in split.validation:
+        if (twin := learned.get(facts[name]["image"])) is not None:
+            raise UsageError(
+                f"{name} is to measure, but its image is that of {twin}, which is learned from: remove one of them, or "
+                "put both on one side with split.file"
+            )
 
 
 def _hold_to(out: Path, preparation: Preparation) -> None:
@@ -122,12 +183,11 @@ def _hold_to(out: Path, preparation: Preparation) -> None:
     The split is drawn from the names, so another file would move cases from one side of it to the other, and a mask
     that was edited meanwhile would be half in the weights and not at all in the card.
     """
-    from segmodels.train import checkpoint
-
     path = str(out / WORK / "cases.json")
-    now = {"sha256_of_image_and_mask": preparation.digests, "split": _lists(preparation.split)}
+    now: dict[str, Any] = {"sha256_of_image_and_mask": preparation.digests, "split": _lists(preparation.split)}
+    now |= {"teacher": preparation.teacher.hash} if preparation.teacher is not None else {}
     begun = store.read_json(path)
-    if begun is None or not any((out / WORK).glob(f"member-*/{checkpoint.FILE}")):
+    if begun is None or not _has_learned(out):
         store.write_json(path, now)  # nothing is learned yet
         return
     if begun == now:
@@ -137,7 +197,7 @@ def _hold_to(out: Path, preparation: Preparation) -> None:
         *(f"{name} is gone or was set aside" for name in sorted(before.keys() - after.keys())),
         *(f"{name} is new" for name in sorted(after.keys() - before.keys())),
         *(f"{name} has changed" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]),
-        "the split is another one",
+        "the split or the teacher is another one",
     ]
     raise UsageError(
         f"{out} holds a training that began with other cases: {', '.join(found[:3])}; bring them back to go on with "
@@ -184,12 +244,14 @@ def train_member(
     score = curve_scorer(job, preparation.validation) if preparation.validation else None
 
     def show(training: Training, progress: float) -> None:
-        observe("train", progress, _shown(training))
+        observe("train", progress, _shown(training, recipe))
 
     try:
         training = train(task, validate=score, stop=stop, observe=show)
     except TrainingError as error:
         raise StudyError("model", str(error)) from None
+    except OSError as error:
+        raise StudyError("storage", f"training stopped: {error.strerror or error}; run it again to go on") from None
     if training.progress(recipe) < 1:
         raise Interrupted
 
@@ -206,8 +268,10 @@ def train_members(
         train_member(job, out, preparation, member, threads, stop, show)
 
 
-def _shown(training: Any) -> dict[str, float]:
+def _shown(training: Any, recipe: Any) -> dict[str, float]:
     facts = {"step": float(training.step), "loss": training.losses[-1] if training.losses else float("nan")}
+    if training.way.batch < recipe.batch:  # memory was short
+        facts["samples at once"] = float(training.way.batch)
     if training.rows:
         facts |= {n: v for n, v in training.rows[-1].items() if n.startswith("dice ")}
     return facts
@@ -224,8 +288,12 @@ def _fresh(job: TrainJob, seed: int) -> Any:
         return segmodels.create(job.network.name, **job.network.config)
 
 
-def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: int) -> None:
-    """Put the members together, measure them on the validation cases, write the model folder."""
+def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: int, stop: threading.Event) -> None:
+    """Put the members together, measure them on the validation cases, write the model folder.
+
+    Raises Interrupted when `stop` is set before the model is measured, StudyError where that cannot be done,
+    ModelError where the weights cannot be stored as the job says; what is learned stays, and another call goes on.
+    """
     import segmodels
     from segmodels.train import checkpoint
 
@@ -238,8 +306,8 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     quality = None
     if preparation.split.validation:
         pairs = [preparation.pairs[name] for name in preparation.split.validation]
-        quality = measure_quality(job, draft, pairs, out / WORK / "validation", threads)
-        quality["calibration"] = measure_calibration(job, draft, preparation.validation, threads)
+        quality = measure_quality(job, draft, pairs, out / WORK / "validation", threads, stop)
+        quality["calibration"] = measure_calibration(job, draft, preparation.validation, threads, stop)
     rows = [{"member": float(i), **row} for i, state in enumerate(states) if state for row in state["rows"]]
     write_curve(out / "training", rows)
     store.write_json(str(out / "training" / "split.json"), _lists(preparation.split))
@@ -281,6 +349,7 @@ def _facts(job: TrainJob, preparation: Preparation, states: list[dict[str, Any]]
             {"steps": s["step"], "minutes": round(s["seconds"] / 60, 3), **s["way"]} for s in states
         ],
         "members_by": job.members_by,
+        "teacher": None if preparation.teacher is None else preparation.teacher.described,
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip

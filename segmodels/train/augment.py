@@ -104,14 +104,21 @@ def resample(
     grid = grid.flip(0).movedim(0, -1).float()[None]
     chosen = np.array(labels[inside])
     present = np.unique(chosen[chosen != 0])
-    stacked = np.concatenate([image[(slice(None), *inside)], *((chosen == label)[None] for label in present)])
-    rimmed = F.pad(torch.from_numpy(stacked.astype(np.float32))[None], (1,) * 6)
-    sampled = F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
-    voxels, shares = sampled[: image.shape[0]], sampled[image.shape[0] :]
+
+    def sample(volumes: np.ndarray) -> torch.Tensor:
+        rimmed = F.pad(torch.from_numpy(volumes.astype(np.float32))[None], (1,) * 6)
+        return F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+
+    voxels = sample(image[(slice(None), *inside)])
     found = torch.zeros(patch, dtype=torch.int64)
-    if len(present):
-        best, which = shares.max(0)
-        found = torch.where(best > 1 - shares.sum(0), torch.from_numpy(present.astype(np.int64))[which], found)
+    best, background = torch.zeros(patch), torch.ones(patch)
+    for label in present:  # one after the other: indicators of all at once would be gigabytes where there are many
+        share = sample((chosen == label)[None])[0]
+        background -= share
+        more = share > best
+        best = torch.where(more, share, best)
+        found[more] = int(label)
+    found[best <= background] = 0
     return voxels.numpy(), found.numpy()
 
 

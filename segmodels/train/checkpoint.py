@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,17 @@ def write(folder: Path, training: Training) -> None:
         "seconds": training.seconds,
         "losses": list(training.losses),
         "rows": training.rows,
+        "scored": training.scored,
         "supervised": training.supervised.state_dict(),
         "kept": training.kept.state_dict(),
         "optimizer": training.optimizer.state_dict(),
     }
     temporary = folder / f".{FILE}.{os.getpid()}"
     with open(temporary, "wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch says that a write failed
+            raise OSError(errno.EIO, "the checkpoint cannot be written (is the disk full?)") from error
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / FILE)
@@ -44,7 +49,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state["supervised"], state["kept"], state["optimizer"], state["way"]
+        state["supervised"], state["kept"], state["optimizer"], state["way"], state["scored"]
     except Exception as error:
         raise ModelError(
             f"{FILE} of this training cannot be read ({type(error).__name__}): remove it to begin anew"
@@ -62,3 +67,4 @@ def restore(training: Training, state: dict[str, Any]) -> None:
         raise ModelError(f"{FILE} is of another network: remove it to begin anew") from None
     training.step, training.seconds = int(state["step"]), float(state["seconds"])
     training.losses, training.rows = list(state["losses"]), list(state["rows"])
+    training.scored = int(state["scored"])

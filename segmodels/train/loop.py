@@ -18,7 +18,7 @@ from segmodels.network import Network
 from segmodels.train import checkpoint
 from segmodels.train.augment import Triple
 from segmodels.train.cases import Case, require
-from segmodels.train.loss import Supervised, distance_from, make_loss, refuse_nan
+from segmodels.train.loss import Supervised, TrainingError, distance_from, make_loss, refuse_nan
 from segmodels.train.recipe import Recipe
 from segmodels.train.samples import Samples, batches
 from segmodels.train.way import Way, choose_way, halved, is_out_of_memory
@@ -42,6 +42,7 @@ class Training:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # since the last row
     rows: list[dict[str, float]] = field(default_factory=list)  # the learning curve
+    scored: int = 0  # how often the validation cases were
 
     def progress(self, recipe: Recipe) -> float:
         """0 to 1: the share of the steps or of the minutes that is used up, whichever is more."""
@@ -108,12 +109,16 @@ def train(
 
 def _begin(task: Task) -> Training:
     """A new training, or the one that the checkpoint holds."""
-    supervised = Supervised(task.network, deep=task.recipe.deep_supervision)
+    kept = copy.deepcopy(task.network)  # before hooks of the training are on it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.recipe.seed)
+        supervised = Supervised(task.network, deep=task.recipe.deep_supervision)
     held = checkpoint.read(task.folder)
     way = Way(**held["way"]) if held is not None else choose_way(task.recipe, task.threads, supervised)
+    if way.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("this training began on a GPU and there is none here: go on there, or begin anew")
     way.place(supervised)
-    kept = way.place(copy.deepcopy(task.network)).eval()
-    assert isinstance(kept, Network)
+    way.place(kept.eval())
     training = Training(supervised, kept, _optimizer(supervised, task.recipe), way)
     if held is not None:
         checkpoint.restore(training, held)
@@ -128,7 +133,8 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     vectors = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
+        nesterov = recipe.momentum > 0
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
@@ -221,8 +227,7 @@ def _state(network: nn.Module) -> list[Tensor]:
 
 def _note(training: Training, recipe: Recipe, progress: float, validate: Validate | None) -> None:
     """A row of the learning curve whenever the next part of the training is done, scored as often as asked."""
-    scored = sum(len(row) > len(ROW) for row in training.rows)
-    wants_scores = validate is not None and _due(progress, recipe.validations, scored)
+    wants_scores = validate is not None and _due(progress, recipe.validations, training.scored)
     if not wants_scores and not _due(progress, LEAST_ROWS, len(training.rows)):
         return
     values = (
@@ -231,7 +236,10 @@ def _note(training: Training, recipe: Recipe, progress: float, validate: Validat
         learning_rate(recipe, progress),
         sum(training.losses) / len(training.losses),
     )
-    scores = validate(training.kept) if validate is not None and wants_scores else {}
+    scores: Mapping[str, float] = {}
+    if validate is not None and wants_scores:
+        scores = validate(training.kept)
+        training.scored += 1
     training.rows.append(dict(zip(ROW, values, strict=True)) | dict(scores))
     training.losses.clear()
 

@@ -10,7 +10,7 @@ from segmodels.kinds import Positive, Real
 
 Share = Annotated[Real, Field(ge=0, le=1)]
 Whole = Annotated[int, Field(strict=True, ge=1)]
-Span = tuple[Real, Real]
+Span = tuple[Annotated[Real, Field(ge=0)], Annotated[Real, Field(ge=0)]]
 
 
 class Part(BaseModel):
@@ -65,7 +65,9 @@ UNCHANGED = Augment(
 class Recipe(Part):
     """How a network is trained. `steps` or `minutes` must be given; with both, what ends first ends it."""
 
-    patch: tuple[Whole, Whole, Whole] | None = Field(None, description="voxels along z,y,x; default: the tile")
+    patch: Annotated[tuple[Whole, ...], Field(min_length=2, max_length=3)] | None = Field(
+        None, description="voxels of a sample along z,y,x, or y,x for networks of planes; default: the tile"
+    )
     batch: Whole = Field(4, description="samples per step")
     steps: Whole | None = Field(None, description="optimiser steps")
     minutes: Positive | None = Field(None, description="time budget; the learning rate is at its end when it is")

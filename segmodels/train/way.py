@@ -67,6 +67,10 @@ def has_bf16(device: str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in network.modules())
+
+
 def choose_way(recipe: Recipe, threads: int, network: nn.Module) -> Way:
     """The way on this machine: a rule and no measurement, so that the same training has the same weights again.
 
@@ -77,8 +81,7 @@ def choose_way(recipe: Recipe, threads: int, network: nn.Module) -> Way:
     precision = recipe.precision if recipe.precision != "auto" else ("bf16" if has_bf16(device) else "fp32")
     pays = device == "cuda" and (recipe.minutes or 0) >= COMPILE_MINUTES
     compiled = recipe.compile == "yes" or (recipe.compile == "auto" and pays)
-    batch_norm = any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in network.modules())
-    channels_last = device == "cuda" or (precision == "fp32" and batch_norm)
+    channels_last = device == "cuda" or (precision == "fp32" and has_batch_norm(network))
     way = Way(device, precision, channels_last, compiled, recipe.batch, threads)
     logger.info("way of training", extra=way.to_json())
     return way
@@ -94,6 +97,6 @@ def halved(way: Way) -> Way:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch or Python says that memory is short."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-    )
+    said = str(error).lower()
+    words = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in said for part in words)

@@ -88,7 +88,7 @@ def test_scores_are_monais(
     flat = [found[label][name] for label in (1, 2) for name in NONE]
     expected = monais(ours, theirs, spacing, tolerance)
     for mine, its in zip(flat, expected, strict=False):  # a label that occurs in neither is not among MONAI's
-        # MONAI says inf for what is empty in one mask, and NaN in both. Its percentile is float32: between the distances
+        # MONAI says inf for what is empty in one mask, and NaN in both. Its percentile is float32: between distances of
         # 0 and 0.4 it was 4e-6 off.
         assert mine == pytest.approx(its, rel=1e-5, abs=1e-4) if math.isfinite(its) else mine is None
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +49,26 @@ def test_resampling_equals_scipy(shape: tuple, patch: tuple, seed: int, reach: f
     best = np.sort(shares, axis=0)
     clear = best[-1] - best[-2] > 1e-3
     np.testing.assert_array_equal(chosen[clear], shares.argmax(axis=0)[clear])
+
+
+MANY = """
+import resource, sys
+import numpy as np
+from segmodels.train.augment import resample
+labels = np.random.default_rng(0).integers(0, 60, (48, 48, 48)).astype(np.uint8)
+image, offsets = labels[None].astype(np.float32), np.random.default_rng(1).uniform(-20, 20, (3, 64, 64, 64))
+resample(image, labels % 3, (24.0, 24.0, 24.0), offsets.astype(np.float32))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+resample(image, labels, (24.0, 24.0, 24.0), offsets.astype(np.float32))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_many_labels_take_no_more_memory_than_few() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", MANY], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+    )
+    assert int(ended.stdout) < 16 << 10  # KiB; indicators of all labels at once would be 90 MiB
 
 
 def test_mirroring_is_numpys_flip() -> None:

@@ -29,7 +29,7 @@ PATCH = (16, 16, 16)
 
 def network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return segmodels.create("resunet", dims=3, in_channels=1, classes=3, widths=[4, 8])
+    return segmodels.create("resunet", dims=3, in_channels=1, classes=3, widths=[4, 8, 8])
 
 
 def task(tmp_path: Path, **changes: object) -> Task:
@@ -105,6 +105,46 @@ def test_killed_trainings_end_with_the_same_weights(tmp_path: Path) -> None:
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_the_seed_decides_all_weights(tmp_path: Path) -> None:
+    """Also those of the heads of deep supervision, whatever was drawn in this process before."""
+    given = task(tmp_path, steps=5, deep_supervision=True)
+    first = train(given)
+    assert len(first.supervised.heads) == 1
+    torch.rand(7)
+    second = train(replace(given, network=network(), folder=tmp_path / "again"))
+    one, two = first.supervised.state_dict(), second.supervised.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_scoring_does_not_touch_the_training(tmp_path: Path) -> None:
+    given = task(tmp_path, steps=6, validations=6, deep_supervision=True)
+    calls = []
+
+    def score(kept: torch.nn.Module) -> dict[str, float]:
+        calls.append(kept(torch.zeros(1, 1, *PATCH)).shape)
+        return {}  # nothing to score on these tiles
+
+    ended = train(given, validate=score)
+    assert len(calls) == ended.scored == 6
+    assert not ended.supervised._coarse
+
+
+def test_a_training_of_a_gpu_is_no_training_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = task(tmp_path, steps=2)
+    train(given)
+    path = given.folder / checkpoint.FILE
+    state = torch.load(path, weights_only=True)
+    state["way"]["device"] = "cuda"
+    torch.save(state, path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="began on a GPU and there is none here"):
+        train(replace(given, network=network()))
+
+
+def test_sgd_without_momentum(tmp_path: Path) -> None:
+    assert train(task(tmp_path, steps=2, optimizer="sgd", momentum=0.0)).step == 2
 
 
 def test_a_stop_keeps_the_state(tmp_path: Path) -> None:
