@@ -29,9 +29,9 @@ from monai.networks.nets.dynunet import DynUNet
 import segmodels
 from pipeline.metrics.intervals import bootstrap_interval
 from pipeline.training.curve import write_curve
+from pipeline.training.gather import prepare_cases
 from pipeline.training.job import TrainJob, make_train_job
 from pipeline.training.quality import curve_scorer
-from pipeline.training.run import prepare_cases
 from segmodels.network import Network
 from segmodels.train.cases import Case
 from segmodels.train.loop import Task, Training, train

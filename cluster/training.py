@@ -21,8 +21,8 @@ from .pool import THREADS, refused
 from .session import Session
 
 if TYPE_CHECKING:
+    from pipeline.training.gather import Observe, Preparation
     from pipeline.training.job import TrainJob
-    from pipeline.training.run import Observe, Preparation
 
 logger = logging.getLogger("maskmill")
 

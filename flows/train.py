@@ -17,14 +17,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, Failed
 
 from pipeline.errors import Interrupted
+from pipeline.training.gather import Observe, Preparation, prepare_cases
 from pipeline.training.job import TrainJob
-from pipeline.training.run import (
-    Observe,
-    Preparation,
-    finish_model,
-    prepare_cases,
-    train_members,
-)
+from pipeline.training.run import finish_model, train_members
 
 from .stages import listen, stage, stopping
 

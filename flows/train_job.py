@@ -16,15 +16,15 @@ from pipeline.sources.names import shown
 from .progress import ProgressLine
 
 if TYPE_CHECKING:
-    from pipeline.training.run import Preparation
+    from pipeline.training.gather import Preparation
 
 
 def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
     """Train; messages to stderr, with `as_json` one line of JSON to stdout. 1 where cases had to be set aside."""
     from pipeline.logs import run_log
     from pipeline.start import new_run_id
+    from pipeline.training.claim import claim, is_done
     from pipeline.training.job import make_train_job
-    from pipeline.training.run import claim, is_done
     from segmodels.runtime import usable_cores
 
     from .server import ServerError, prefect_server

@@ -36,6 +36,11 @@ class Split:
     training: tuple[str, ...]
     validation: tuple[str, ...]
 
+    @property
+    def lists(self) -> dict[str, list[str]]:
+        """As split.json holds it."""
+        return {"training": list(self.training), "validation": list(self.validation)}
+
 
 def find_pairs(data: Data) -> tuple[list[Pair], list[tuple[str, StudyError]]]:
     """All pairs, in order of their names, and what could not become one: (where, why). Raises UsageError for none."""

@@ -13,8 +13,8 @@ from balls import ball_folder, ball_job
 
 from cluster.training import train_on_ray
 from pipeline.errors import Interrupted, UsageError
+from pipeline.training.gather import Preparation, prepare_cases
 from pipeline.training.job import TrainJob, make_train_job
-from pipeline.training.run import Preparation, prepare_cases
 from segmodels.train import checkpoint
 
 NEVER = threading.Event()

@@ -13,8 +13,10 @@ from balls import ball_folder, ball_job, save_ball
 
 import segmodels
 from pipeline.errors import Interrupted, StudyError, UsageError
+from pipeline.training.claim import claim, is_done
+from pipeline.training.gather import prepare_cases
 from pipeline.training.job import TrainJob, make_train_job
-from pipeline.training.run import claim, finish_model, is_done, prepare_cases, train_members
+from pipeline.training.run import finish_model, train_members
 
 NEVER = threading.Event()
 

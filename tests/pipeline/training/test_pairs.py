@@ -14,10 +14,10 @@ from scans import save_nifti
 
 import pipeline
 from pipeline.errors import Interrupted, StudyError, UsageError
+from pipeline.training.gather import prepare_cases
 from pipeline.training.job import Data, Split, make_train_job
 from pipeline.training.pairs import draw_split, find_pairs
 from pipeline.training.prepare import prepare
-from pipeline.training.run import prepare_cases
 
 NEVER = threading.Event()
 

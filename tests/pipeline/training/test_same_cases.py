@@ -10,8 +10,9 @@ import pytest
 from balls import ball_folder, ball_job, save_ball
 
 from pipeline.errors import UsageError
+from pipeline.training.gather import prepare_cases
 from pipeline.training.job import TrainJob, make_train_job
-from pipeline.training.run import prepare_cases, train_members
+from pipeline.training.run import train_members
 
 NEVER = threading.Event()
 

@@ -12,8 +12,9 @@ from balls import LABELS, ball_folder, ball_job
 
 import segmodels
 from pipeline.errors import UsageError
+from pipeline.training.gather import prepare_cases
 from pipeline.training.job import make_train_job
-from pipeline.training.run import prepare_cases, train_members
+from pipeline.training.run import train_members
 
 NEVER = threading.Event()
 
