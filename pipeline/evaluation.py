@@ -60,6 +60,7 @@ class Evaluation:
             "level": LEVEL,
             "resamples": RESAMPLES,
             "tables": store.join(self.out, "metrics"),
+            "unnamed_labels": list(self.unnamed),
             "summary": self.summary,
             "studies": self.studies,
         }

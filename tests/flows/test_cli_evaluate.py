@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scans import Ended, maskmill, random_model, save_nifti
 
-FIELDS = ["scored", "failed", "tolerance_mm", "level", "resamples", "tables", "summary", "studies"]
+FIELDS = ["scored", "failed", "tolerance_mm", "level", "resamples", "tables", "unnamed_labels", "summary", "studies"]
 
 
 @pytest.fixture(scope="module")

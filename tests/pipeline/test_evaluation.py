@@ -260,3 +260,52 @@ def test_results_of_segment_are_not_overwritten_nor_their_images_taken_for_masks
     labels = top / "done/images/s0.ome.zarr/labels/kmeans"
     found = pipeline.evaluate(labels, top / "truth/s0.nii.gz", top / "out", names=NAMES)
     assert [row["hd95_mm"] for row in found.structures] == [0.0, 0.0]
+
+
+def test_numbered_masks_are_masks_and_no_channels(tmp_path: Path) -> None:
+    for number in range(3):
+        mask, reference = blobs(number)
+        save_nifti(tmp_path / f"masks/case_000{number}.nii.gz", mask, AFFINE)
+        save_nifti(tmp_path / f"truth/case_000{number}.nii.gz", reference, AFFINE)
+    found = evaluate(tmp_path)
+    assert [row["study"] for row in found.studies] == ["case_0000", "case_0001", "case_0002"]
+    assert found.exit_code == 0
+
+
+def test_the_only_files_of_two_folders_are_not_one_pair_by_that(tmp_path: Path) -> None:
+    mask, reference = blobs(0)
+    save_nifti(tmp_path / "masks/alice.nii.gz", mask, AFFINE)
+    save_nifti(tmp_path / "truth/bob.nii.gz", reference, AFFINE)
+    with pytest.raises(UsageError, match="masks are called alice, references bob"):
+        evaluate(tmp_path)
+    assert not (tmp_path / "out").exists()  # what cannot start leaves nothing
+
+
+def test_a_place_for_tables_that_cannot_be_written(top: Path) -> None:
+    (top / "out").mkdir()
+    (top / "out/metrics").write_text("a file")
+    with pytest.raises(UsageError, match="metrics cannot be written"):
+        evaluate(top)
+
+
+def test_many_labels_take_time_in_proportion(tmp_path: Path) -> None:
+    """Counted, not timed: each count of the confusion is looked at once for all labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(300, 2300, (20, 20, 20)).astype(np.uint16)  # 255 would be void
+    save_nifti(tmp_path / "masks/a.nii.gz", labels, AFFINE)
+    save_nifti(tmp_path / "truth/a.nii.gz", labels, AFFINE)
+    looked = 0
+    real = evaluation.overlaps
+
+    def overlaps(counts: dict[str, int], **settings: Any) -> Any:
+        nonlocal looked
+        looked += len(counts)
+        return real(counts, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "overlaps", overlaps)
+        found = evaluate(tmp_path, names=None)
+    present = len(np.unique(labels))
+    assert len(found.structures) == present
+    assert all(row["dice"] == 1.0 for row in found.structures)
+    assert looked == present
