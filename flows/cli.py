@@ -163,7 +163,7 @@ def demo(
     out: Annotated[str, typer.Option("-o", "--out", help="where results go")] = "demo-out",
     engine: EngineName = None,
 ) -> None:
-    """Segment a real MR brain (it comes with nibabel) by k-means and say what was found."""
+    """Segment a real MR brain and three simulated CT scans, and say how good the answers are."""
     from .demo import demo_command
 
     raise typer.Exit(demo_command(out, engine or "ray"))
@@ -177,6 +177,7 @@ def phantom(
     shape: Annotated[str | None, typer.Option(help="Z,Y,X; default: 128,96,128")] = None,
     spacing: Annotated[str | None, typer.Option(help="mm, one number or Z,Y,X; default: the body fits")] = None,
     orientation: Annotated[str, typer.Option(help="of the voxel axes x,y,z, such as LPS")] = "RAS",
+    tilt: Annotated[str | None, typer.Option(help="degrees about z,y,x by which the voxel axes are turned")] = None,
     format: Annotated[str, typer.Option(help="nifti or omezarr")] = "nifti",
     as_json: Json = False,
 ) -> None:

@@ -21,6 +21,7 @@ def phantom_command(settings: dict[str, Any], *, as_json: bool) -> int:
     out, count, seed = settings["out"], settings["count"], settings["seed"]
     shape = _numbers("--shape", settings["shape"], int) if "shape" in settings else DEFAULT_SHAPE
     spacing = _numbers("--spacing", settings["spacing"], float) if "spacing" in settings else None
+    tilt = _numbers("--tilt", settings["tilt"], float) if "tilt" in settings else (0.0, 0.0, 0.0)
     try:
         store.local(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,6 +34,7 @@ def phantom_command(settings: dict[str, Any], *, as_json: bool) -> int:
                 shape,
                 spacing_mm=spacing[0] if spacing is not None and len(spacing) == 1 else spacing,
                 orientation=settings["orientation"],
+                tilt_degrees=tilt,
                 format=settings["format"],
                 progress=lambda done: line.tell(f"{done} of {count} phantoms", done / count, "of them"),
             )
@@ -51,5 +53,5 @@ def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     try:
         return [kind(n) for n in re.split(r"[,x ]+", text.strip())]
     except ValueError:
-        example = "128,96,128" if kind is int else "3,3,3"
+        example = {"--shape": "128,96,128", "--spacing": "3,3,3"}.get(flag, "5,4,3")
         raise UsageError(f"{flag} takes numbers such as {example}, not {text!r}") from None

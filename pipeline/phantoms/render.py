@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..geometry import check_affine, spacing_of
 from ..grid import Box, Triple
 from .body import AIR_HU, FIELD_MM, LABELS, OUTSIDE, Body, Part, draw_body
-from .lattice import Array, Lattice
+from .lattice import Array, Lattice, turned
 from .scanner import Scanner, noise
 from .shapes import Shape
 
@@ -131,14 +131,16 @@ def phantom(
     *,
     spacing_mm: Sequence[float] | float | None = None,
     orientation: str = "RAS",
+    tilt_degrees: Sequence[float] = (0.0, 0.0, 0.0),
     affine: Array | None = None,
     scanner: Scanner | None = None,
 ) -> Phantom:
     """The phantom of a seed (0 or more) on a lattice of `shape` (z,y,x) voxels.
 
     The same seed is the same torso in millimetres on any lattice. `spacing_mm` (z,y,x, or one for all; default: the
-    smallest one at which all of the torso is in the field of view) and `orientation` (nibabel's code for the voxel axes
-    x,y,z) put the middle of the lattice at the torso's; `affine` (RAS mm over x,y,z), if given, takes their place.
+    smallest one at which all of the torso is in the field of view), `orientation` (nibabel's code for the voxel axes
+    x,y,z) and `tilt_degrees` (the lattice is turned about the body's z, then y, then x) put the middle of the lattice
+    at the torso's; `affine` (RAS mm over x,y,z), if given, takes their place.
     Nothing is computed before a region is asked for. Raises UsageError for what makes no phantom, and, for an
     affine that places no voxels, StudyError("geometry").
     """
@@ -149,20 +151,27 @@ def phantom(
         raise UsageError(f"the shape of a phantom is three numbers Z,Y,X from 1 to {LONGEST_AXIS}, not {tuple(shape)}")
     size = whole[0], whole[1], whole[2]
     if affine is None:
-        affine = _centered(size, spacing_mm, orientation)
-    elif spacing_mm is not None or orientation != "RAS":
-        raise UsageError("an affine says the spacing and orientation too: give it alone")
+        affine = _centered(size, spacing_mm, orientation, tilt_degrees)
+    elif spacing_mm is not None or orientation != "RAS" or any(tilt_degrees):
+        raise UsageError("an affine says the spacing, orientation and tilt too: give it alone")
     return Phantom(seed, size, check_affine(affine).copy(), scanner or Scanner(), draw_body(seed))
 
 
-def _centered(shape: Triple, spacing_mm: Sequence[float] | float | None, orientation: str) -> Array:
+def _centered(
+    shape: Triple, spacing_mm: Sequence[float] | float | None, orientation: str, tilt_degrees: Sequence[float]
+) -> Array:
     """The affine that puts the middle of a lattice at the origin."""
     code = orientation.upper()
     if len(code) != 3 or not set(code) <= set(_ENDS) or len({_ENDS[c][0] for c in code}) != 3:
         raise UsageError(f"{orientation!r} is no orientation: give three letters such as RAS or LPS, one of each axis")
     counts = shape[::-1]
+    if len(tilt_degrees) != 3 or not all(-360 <= degrees <= 360 for degrees in tilt_degrees):
+        raise UsageError(f"a tilt is three angles about z, y and x in degrees, not {tuple(tilt_degrees)}")
+    a, b, c = (math.radians(degrees) for degrees in tilt_degrees)
+    axes = np.array(turned(a, b, c)).T if any(tilt_degrees) else np.eye(3)  # the lattice's axes as columns
     if spacing_mm is None:
-        spacing_mm = max(FIELD_MM[_ENDS[c][0]] / n for c, n in zip(code, counts, strict=True))
+        reach = np.abs(axes).T @ FIELD_MM  # of the torso along each of them
+        spacing_mm = max(reach[_ENDS[c][0]] / n for c, n in zip(code, counts, strict=True))
     sizes = [spacing_mm] * 3 if isinstance(spacing_mm, (int, float)) else list(spacing_mm)[::-1]
     if len(sizes) != 3 or not all(1e-3 <= s <= 1e3 for s in sizes):
         raise UsageError(f"a spacing is one number or three, Z,Y,X, each from 0.001 to 1000 mm, not {spacing_mm}")
@@ -170,6 +179,6 @@ def _centered(shape: Triple, spacing_mm: Sequence[float] | float | None, orienta
     affine[3, 3] = 1
     for axis, (c, n, s) in enumerate(zip(code, counts, sizes, strict=True)):
         world, sign = _ENDS[c]
-        affine[world, axis] = sign * s
-        affine[world, 3] = -sign * s * (n - 1) / 2
-    return affine
+        affine[:3, axis] = sign * s * axes[:, world]
+        affine[:3, 3] -= sign * s * axes[:, world] * (n - 1) / 2
+    return affine + 0.0  # no -0.0

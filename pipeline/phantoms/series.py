@@ -29,6 +29,7 @@ def make_phantoms(
     *,
     spacing_mm: Sequence[float] | float | None = None,
     orientation: str = "RAS",
+    tilt_degrees: Sequence[float] = (0.0, 0.0, 0.0),
     format: str = "nifti",
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
@@ -42,7 +43,7 @@ def make_phantoms(
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     ending, write = FORMATS[format]
-    lattice = phantom(0, shape, spacing_mm=spacing_mm, orientation=orientation)
+    lattice = phantom(0, shape, spacing_mm=spacing_mm, orientation=orientation, tilt_degrees=tilt_degrees)
     settings = {"format": format, "shape": list(lattice.shape), "affine": lattice.affine.tolist()}
     truth, made = _stored(folder, settings), []
     for done, seed in enumerate(seeds):
@@ -76,7 +77,7 @@ def _stored(folder: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if before != settings or not isinstance(document.get("phantoms"), dict):
         raise UsageError(
             f"the folder holds phantoms of shape {before['shape']} as {before['format']}, made with other settings: "
-            "give the same format, shape, spacing and orientation, or another folder"
+            "give the same format, shape, spacing, orientation and tilt, or another folder"
         )
     return dict(document["phantoms"])
 

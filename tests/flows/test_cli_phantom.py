@@ -16,13 +16,14 @@ Command = Callable[..., Ended]
 
 
 def test_it_makes_what_is_missing_and_says_so(tmp_path: Path, command: Command) -> None:
-    flags = ["--seed", 3, "--shape", "20,16,24", "--orientation", "LPS"]
+    flags = ["--seed", 3, "--shape", "20,16,24", "--orientation", "LPS", "--tilt", "9,0,-4"]
     said = command("phantom", "-o", tmp_path / "p", "--count", 2, *flags, "--json")
     assert said.code == 0
     assert said.json["made"] == ["phantom-0003", "phantom-0004"]
     assert said.lines("2 phantoms made, 0 were there")
     image = nib.load(tmp_path / "p/images/phantom-0004.nii.gz")
-    expected = phantom(4, (20, 16, 24), orientation="LPS")
+    expected = phantom(4, (20, 16, 24), orientation="LPS", tilt_degrees=(9, 0, -4))
+    np.testing.assert_allclose(image.affine, expected.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), expected.region()[0])
     again = command("phantom", "-o", tmp_path / "p", "--count", 3, *flags, "--json")
     assert (again.json["made"], again.json["kept"]) == (["phantom-0005"], 2)
@@ -43,6 +44,9 @@ def test_spacing_is_one_number_or_three(tmp_path: Path, command: Command) -> Non
         (["--spacing", "a"], "--spacing"),
         (["--spacing", "-1"], "spacing"),
         (["--orientation", "XYZ"], "orientation"),
+        (["--tilt", "5,4"], "three angles"),
+        (["--tilt", "5,4,nan"], "three angles"),
+        (["--tilt", "a"], "--tilt"),
         (["--format", "dicom"], "nifti, omezarr"),
         (["--count", "0"], "--count"),
         (["--seed", "-1"], "--seed"),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from solids import centers
 
 from pipeline.errors import StudyError, UsageError
@@ -88,6 +89,23 @@ def test_a_box_outside_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------ geometry
 
 
+@pytest.mark.parametrize("tilt", [(5.0, 4.0, 3.0), (-20.0, 35.0, 80.0)])
+def test_a_tilted_lattice_shows_the_same_body(tilt: tuple[float, float, float]) -> None:
+    shape, spacing = (150, 120, 140), np.array([4.0, 3.5, 3.0])
+    one = phantom(6, shape, spacing_mm=spacing[::-1].tolist(), tilt_degrees=tilt)
+    turned = Rotation.from_euler("zyx", tilt, degrees=True).as_matrix()  # about the body's axes, one after the other
+    np.testing.assert_allclose(one.affine[:3, :3], turned @ np.diag(spacing), atol=1e-12)
+    middle = one.affine @ [*((n - 1) / 2 for n in shape[::-1]), 1]
+    np.testing.assert_allclose(middle, [0, 0, 0, 1], atol=1e-12)
+    _, mask = one.region()
+    voxel_ml = float(np.prod(spacing)) / 1000
+    for label, name in LABELS.items():
+        if name in one.whole:
+            assert (mask == label).sum() * voxel_ml == pytest.approx(one.volumes_ml[name], rel=0.03)
+    assert {"liver", "lungs", "kidneys"} <= one.whole
+    assert phantom(6, (96, 96, 96), tilt_degrees=tilt).whole == frozenset(LABELS.values())  # the default spacing
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_all_orientations_show_the_same_body(code: str) -> None:
     """nibabel turns each of the 48 back to RAS."""
@@ -146,7 +164,9 @@ def test_structures_that_leave_the_field_of_view_are_named() -> None:
         ({"spacing_mm": (1, 1, float("nan"))}, "spacing"),
         ({"orientation": "RAR"}, "orientation"),
         ({"orientation": "RA"}, "orientation"),
+        ({"tilt_degrees": (1, 2)}, "three angles"),
         ({"affine": np.eye(4), "spacing_mm": 2}, "affine"),
+        ({"affine": np.eye(4), "tilt_degrees": (1, 2, 3)}, "affine"),
     ],
 )
 def test_what_makes_no_phantom_is_refused(bad: dict, said: str) -> None:
