@@ -1,4 +1,4 @@
-"""Ours against MONAI's `sliding_window_inference`: one synthetic volume, one ResUNet, fp32, the same threads.
+"""Ours against MONAI's `sliding_window_inference`: one phantom, one ResUNet, fp32, the same threads.
 
 Runs alternate between the two, so that what else the machine does falls on both; the ratio is taken pair by pair.
 Each one's peak memory is measured in a process of its own.
@@ -48,17 +48,15 @@ class Bench:
 
 
 def prepare(bench: Bench) -> None:
-    """Write the volume (smooth blobs and noise, int16) and a model folder with seeded random weights."""
+    """Write a phantom (int16) and a model folder with seeded random weights."""
     import nibabel as nib
     import torch
-    from scipy.ndimage import gaussian_filter
 
     import segmodels
+    from pipeline.phantoms import phantom
 
-    random = np.random.default_rng(0)
-    blobs = gaussian_filter(random.standard_normal(bench.shape, np.float32), 6)
-    voxels = 1000 * blobs / blobs.std() + 100 * random.standard_normal(bench.shape, np.float32)
-    nib.save(nib.Nifti1Image(voxels.T.astype(np.int16), np.eye(4)), bench.scan)
+    one = phantom(0, bench.shape)
+    nib.save(nib.Nifti1Image(one.region()[0].T, one.affine), bench.scan)
     torch.manual_seed(0)
     network = segmodels.create(
         "resunet", dims=3, in_channels=1, classes=bench.classes, widths=list(bench.widths), norm="instance"
