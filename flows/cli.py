@@ -163,7 +163,7 @@ def demo(
     out: Annotated[str, typer.Option("-o", "--out", help="where results go")] = "demo-out",
     engine: EngineName = None,
 ) -> None:
-    """Segment a real MR brain and three simulated CT scans, and say how good the answers are."""
+    """Segment a real MR brain (it comes with nibabel) by k-means and say what was found."""
     from .demo import demo_command
 
     raise typer.Exit(demo_command(out, engine or "ray"))
