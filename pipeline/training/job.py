@@ -113,6 +113,9 @@ class TrainJob(Part):
                 f"a batch of one patch {list(self.patch)} leaves batch normalisation a single value at the bottom of "
                 "the network: give a larger batch or patch, or another norm"
             )
+        names = list(self.labels.values())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two labels are called {twice[0]!r}: every structure has a name of its own")
         if self.members_by == "folds" and self.members == 1:
             raise ValueError("members_by 'folds' needs at least 2 members")
         return self

@@ -30,6 +30,7 @@ FLAT: dict[str, Any] = {"tile": [16, 16], "network": network(dims=2)}
         ({"network": {"name": "resnet", "config": {}}}, "resnet"),
         ({"network": network(widths=[4, 8, 16, 32, 64, 128])}, "multiples of 32"),
         ({"labels": {1: "a", 3: "b"}}, 'labels must be "1" to "2"'),
+        ({"labels": {1: "a", 2: "a"}}, "two labels are called 'a'"),
         ({"recipe": {"batch": 2}}, "give steps or minutes"),
         ({"recipe": RECIPE | {"patch": [9, 16, 16]}}, "multiples of 2"),
         (

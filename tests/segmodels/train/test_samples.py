@@ -31,6 +31,7 @@ def test_a_sample_is_a_function_of_its_number(tmp_path: Path) -> None:
     assert not torch.equal(other[0][0], forward[0][0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # two readers where there is one core
 def test_other_processes_make_the_same_samples(tmp_path: Path) -> None:
     samples = Samples(ball_cases(tmp_path, 3), quick(augment=Augment()), (8, 8, 8), ())
     here, there = (list(batches(samples, 1, 4, readers)) for readers in (0, 2))
