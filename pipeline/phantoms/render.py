@@ -167,8 +167,8 @@ def _centered(
     counts = shape[::-1]
     if len(tilt_degrees) != 3 or not all(-360 <= degrees <= 360 for degrees in tilt_degrees):
         raise UsageError(f"a tilt is three angles about z, y and x in degrees, not {tuple(tilt_degrees)}")
-    a, b, c = (math.radians(degrees) for degrees in tilt_degrees)
-    axes = np.array(turned(a, b, c)).T if any(tilt_degrees) else np.eye(3)  # the lattice's axes as columns
+    about_z, about_y, about_x = (math.radians(degrees) for degrees in tilt_degrees)
+    axes = np.array(turned(about_z, about_y, about_x)).T if any(tilt_degrees) else np.eye(3)  # as columns
     if spacing_mm is None:
         reach = np.abs(axes).T @ FIELD_MM  # of the torso along each of them
         spacing_mm = max(reach[_ENDS[c][0]] / n for c, n in zip(code, counts, strict=True))
