@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segmodels.nd import GroupNorm
 from segmodels.train.loss import TrainingError
 from segmodels.train.recipe import Recipe
 
@@ -71,17 +72,22 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in network.modules())
 
 
+def has_sample_norm(network: nn.Module) -> bool:
+    """Whether a layer normalises each sample by its own statistics."""
+    return any(isinstance(module, GroupNorm) for module in network.modules())
+
+
 def choose_way(recipe: Recipe, threads: int, network: nn.Module) -> Way:
     """The way on this machine: a rule and no measurement, so that the same training has the same weights again.
 
-    On a CPU that has bf16 a step takes about half of one in fp32, and channels last pays there in fp32 with batch
-    normalisation alone (docs/decisions.md); on a GPU it is what tensor cores want.
+    On a CPU that has bf16 a step takes about half of one in fp32, and channels last pays there unless samples are
+    normalised one by one (docs/decisions.md); on a GPU it is what tensor cores want.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = recipe.precision if recipe.precision != "auto" else ("bf16" if has_bf16(device) else "fp32")
     pays = device == "cuda" and (recipe.minutes or 0) >= COMPILE_MINUTES
     compiled = recipe.compile == "yes" or (recipe.compile == "auto" and pays)
-    channels_last = device == "cuda" or (precision == "fp32" and has_batch_norm(network))
+    channels_last = device == "cuda" or not has_sample_norm(network)
     way = Way(device, precision, channels_last, compiled, recipe.batch, threads)
     logger.info("way of training", extra=way.to_json())
     return way
