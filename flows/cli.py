@@ -15,6 +15,8 @@ from pipeline.errors import StudyError, UsageError
 # typer carries its own copy of click or uses an installed one, by version; its public classes tell which.
 CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="maskmill",
     help="Scans into masks and measurements, in bulk.",
@@ -163,7 +165,7 @@ def demo(
     out: Annotated[str, typer.Option("-o", "--out", help="where results go")] = "demo-out",
     engine: EngineName = None,
 ) -> None:
-    """Segment a real MR brain (it comes with nibabel) by k-means and say what was found."""
+    """Segment a real MR brain and three simulated CT scans, and say what was found and how good it is."""
     from .demo import demo_command
 
     raise typer.Exit(demo_command(out, engine or "ray"))
@@ -243,11 +245,12 @@ def guarded(command: Callable[[], Any]) -> int:
         print(f"maskmill: {error.cause}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("maskmill: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if code == INTERRUPTED:  # which typer also makes of Ctrl-C, without a word
+        print("maskmill: interrupted; run it again to go on", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

@@ -38,9 +38,6 @@ def phantom_command(settings: dict[str, Any], *, as_json: bool) -> int:
                 format=settings["format"],
                 progress=lambda done: line.tell(f"{done} of {count} phantoms", done / count, "of them"),
             )
-    except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
-        return 130
     except OSError as error:
         raise StudyError("storage", f"{out} cannot be written: {error.strerror or error}") from None
     print(f"{len(made)} phantoms made, {count - len(made)} were there; volumes: {out}/truth.csv", file=sys.stderr)

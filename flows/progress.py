@@ -18,7 +18,8 @@ class ProgressLine:
     def __init__(self) -> None:
         self.live: Any = None
         self.shown = self.began = time.monotonic()
-        self.first: tuple[float, float] | None = None  # when the first result came, and the share done by then
+        self.stage = ""
+        self.first: tuple[float, float] | None = None  # when its first result came, and the share done by then
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -47,10 +48,10 @@ class ProgressLine:
         """Bring what is shown of a run over studies up to date."""
         self.tell(_studies(run), run.fraction_done(), "of the tiles")
 
-    def tell(self, text: str, fraction: float, of: str) -> None:
-        """Show `text` and that a share of the work (0 to 1, `of` what) is done."""
-        if self.first is None or fraction < self.first[1]:  # a new stage has a pace of its own
-            self.first = time.monotonic(), fraction
+    def tell(self, text: str, fraction: float, of: str, *, stage: str = "") -> None:
+        """Show `text` and that a share of the work (0 to 1, `of` what) is done; each stage has a pace of its own."""
+        if self.first is None or stage != self.stage:
+            self.stage, self.first = stage, (time.monotonic(), fraction)
         if self.live is not None:
             self.live.update(self.bar, completed=fraction, description=text)
         elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:

@@ -8,15 +8,13 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import Interrupted, UsageError
+from pipeline import store
+from pipeline.errors import Interrupted, StudyError, UsageError
 from pipeline.sources.names import shown
 
 from .progress import ProgressLine
-
-if TYPE_CHECKING:
-    from pipeline.training.gather import Preparation
 
 
 def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
@@ -34,7 +32,7 @@ def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
         raise UsageError("address names a Ray cluster; it does not go with engine serial")
     if is_done(job, folder):
         print(f"nothing to do: {folder} holds the model of this job already", file=sys.stderr)
-        return _close(folder, None, began, as_json=as_json)
+        return _close(folder, _set_aside_before(folder), began, as_json=as_json)
     stop, run_id = threading.Event(), new_run_id()
     try:
         with claim(job, folder), run_log(str(folder / "training"), run_id), ProgressLine() as line, prefect_server():
@@ -43,11 +41,26 @@ def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
             state = FlowTraining(job, folder, job.threads or usable_cores(), stop, _teller(line))
             run_training(state, run_id)
     except Interrupted:
-        print("maskmill: interrupted; run it again to go on", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"model": None, "state": "interrupted"}))
         return 130
+    except StudyError as error:
+        if as_json:
+            print(json.dumps({"model": None, "state": "failed", "cause": error.cause, "message": error.message}))
+        raise
     except ServerError as error:
         raise UsageError(f"the Prefect server of this command did not start: {error}") from None
-    return _close(folder, state.preparation, began, as_json=as_json)
+    assert state.preparation is not None
+    aside = [{"source": w, "cause": e.cause, "message": e.message} for w, e in state.preparation.failures]
+    return _close(folder, aside, began, as_json=as_json)
+
+
+def _set_aside_before(folder: Path) -> list[dict[str, str]]:
+    """What was set aside when the model was made, by the names of the cases."""
+    from pipeline.training.run import SET_ASIDE
+
+    held = store.read_json(str(folder / SET_ASIDE)) or {"cases": []}
+    return [{"source": entry["case"], "cause": entry["cause"], "message": entry["message"]} for entry in held["cases"]]
 
 
 def _teller(line: ProgressLine) -> Any:
@@ -57,31 +70,31 @@ def _teller(line: ProgressLine) -> Any:
             for name, value in facts.items()
             if value == value  # not NaN: there is no loss yet
         )
-        line.tell(f"{stage}: {shown_facts}" if shown_facts else stage, share, "done")
+        line.tell(f"{stage}: {shown_facts}" if shown_facts else stage, share, "done", stage=stage)
 
     return tell
 
 
-def _close(folder: Path, preparation: Preparation | None, began: float, *, as_json: bool) -> int:
-    """Say what came out."""
+def _close(folder: Path, aside: list[dict[str, str]], began: float, *, as_json: bool) -> int:
+    """Say what came out, and what was set aside on the way."""
     card = json.loads((folder / "card.json").read_text("utf-8"))
     training, quality = card["training"], card["quality"]
-    aside = preparation.failures if preparation is not None else []
-    for where, why in aside:
-        print(f"set aside: {shown(where)}: {why.cause}: {why}", file=sys.stderr)
+    for entry in aside:
+        print(f"set aside: {shown(entry['source'])}: {entry['cause']}: {entry['message']}", file=sys.stderr)
     for name, facts in (quality or {}).get("structures", {}).items():
-        low, high = facts["interval_95"]
-        print(f"  {name}: Dice {facts['mean']:.4f} ({low:.4f} to {high:.4f}) on {facts['n']} cases", file=sys.stderr)
+        interval = "({:.4f} to {:.4f})".format(*facts["interval_95"]) if facts["interval_95"] else "(no interval)"
+        print(f"  {name}: Dice {facts['mean']:.4f} {interval} on {facts['n']} cases", file=sys.stderr)
     print(f"model: {folder}", file=sys.stderr)
     if as_json:
         document = {
             "model": str(folder),
+            "state": "trained",
             "name": card["name"],
             "steps": [member["steps"] for member in training["members"]],
             "minutes": [member["minutes"] for member in training["members"]],
             "training": len(training["split"]["training"]),
             "validation": len(training["split"]["validation"]),
-            "set_aside": [{"source": w, "cause": e.cause, "message": e.message} for w, e in aside],
+            "set_aside": aside,
             "quality": quality,
             "seconds": time.monotonic() - began,
         }

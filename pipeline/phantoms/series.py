@@ -15,11 +15,12 @@ from .write import IMAGES, MASKS, write_nifti, write_omezarr
 
 FORMATS = {"nifti": (".nii.gz", write_nifti), "omezarr": (".ome.zarr", write_omezarr)}
 TRUTH = "truth.json"
+PREFIX = "phantom-"  # of the names
 COLUMNS = ("study", "label", "structure", "volume_ml", "whole")
 
 
 def phantom_name(seed: int) -> str:
-    return f"phantom-{seed:04d}"
+    return f"{PREFIX}{seed:04d}"
 
 
 def make_phantoms(
@@ -46,13 +47,13 @@ def make_phantoms(
     lattice = phantom(0, shape, spacing_mm=spacing_mm, orientation=orientation, tilt_degrees=tilt_degrees)
     settings = {"format": format, "shape": list(lattice.shape), "affine": lattice.affine.tolist()}
     truth, made = _stored(folder, settings), []
+    _clear(folder)
     for done, seed in enumerate(seeds):
         progress(done)
         name = phantom_name(seed)
         files = [store.join(folder, part, name + ending) for part in (IMAGES, MASKS)]
         if name in truth and all(map(store.exists, files)):
             continue
-        _clear(folder, name)
         one = phantom(seed, lattice.shape, affine=lattice.affine)
         write(one, folder, name)
         truth[name] = _truth(one)
@@ -61,10 +62,10 @@ def make_phantoms(
     return made
 
 
-def _clear(folder: str, name: str) -> None:
-    """Remove what a killed command left of a phantom."""
+def _clear(folder: str) -> None:
+    """Remove what a killed command left half made."""
     for part in (IMAGES, MASKS):
-        for left in store.local(store.join(folder, part)).glob(f".{name}.*{store.PARTIAL}"):
+        for left in store.local(store.join(folder, part)).glob(f".{PREFIX}*{store.PARTIAL}"):
             store.delete(str(left))
 
 

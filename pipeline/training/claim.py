@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import segmodels
+
 from .. import store
 from ..errors import UsageError
 from .job import TrainJob
@@ -17,7 +19,10 @@ WORK = ".training"  # in the model folder, until the model is whole
 
 
 def is_done(job: TrainJob, out: Path) -> bool:
-    """Whether the model folder is whole and of this job. Raises UsageError where it holds something else."""
+    """Whether the model folder is whole and of this job.
+
+    Raises UsageError where it holds something else, and where the weights of a whole model are missing or damaged.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give a folder for the model")
     card = store.read_json(str(out / "card.json"))
@@ -34,14 +39,20 @@ def is_done(job: TrainJob, out: Path) -> bool:
     if not is_same:
         raise UsageError(f"{out} holds {what} of another job (or of other settings): give another folder")
     if card is not None:
+        try:
+            segmodels.load(str(out.resolve()))  # a path, whatever models are called
+        except segmodels.ModelError as error:
+            raise UsageError(f"{out} holds the model of this job, damaged: {error}; or give another folder") from None
         shutil.rmtree(out / WORK, ignore_errors=True)  # of a command that was killed at its very end
     return card is not None
 
 
 def has_learned(out: Path) -> bool:
+    """Whether any network in the work folder has made a step. Raises ModelError for a damaged checkpoint."""
     from segmodels.train import checkpoint
 
-    return any((out / WORK).glob(f"member-*/{checkpoint.FILE}"))
+    states = (checkpoint.read(folder) for folder in (out / WORK).glob("member-*"))
+    return any(state["step"] for state in states if state is not None)
 
 
 @contextmanager
@@ -64,6 +75,9 @@ def claim(job: TrainJob, out: Path) -> Iterator[None]:
         pass  # a file system without locks
     try:
         try:
+            if (store.read_json(str(out / WORK / "job.json")) or {}).get("lesson") != job.lesson:
+                for untaught in (out / WORK).glob("member-*"):
+                    shutil.rmtree(untaught)
             store.write_json(str(out / WORK / "job.json"), {"lesson": job.lesson})
         except OSError as error:
             raise UsageError(f"{out} cannot be written: {error.strerror}") from None

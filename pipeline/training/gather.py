@@ -71,10 +71,14 @@ def prepare_cases(job: TrainJob, out: Path, stop: threading.Event, observe: Obse
                 (pair.image.source, StudyError("storage", error.strerror or "it cannot be read or written"))
             )
         observe("prepare", (i + 1) / len(pairs), {"cases": i + 1})
-    split = Split(*(tuple(n for n in part if n in cases) for part in (split.training, split.validation)))
-    if not split.training:
-        where, why = failures[0]
-        raise UsageError(f"no case is left to learn from; the first that was set aside: {where}: {why}")
+    wanted, split = split, Split(*(tuple(n for n in p if n in cases) for p in (split.training, split.validation)))
+    for part, left, purpose in (
+        (wanted.training, split.training, "learn from"),
+        (wanted.validation, split.validation, "measure the model with"),
+    ):
+        if part and not left:
+            where, why = failures[0]
+            raise UsageError(f"no case is left to {purpose}; the first that was set aside: {where}: {why}")
     preparation = Preparation(cases, facts, {pair.name: pair for pair in pairs}, split, failures, teacher)
     _check_cases(job, preparation)
     _hold_to(out, preparation)
@@ -129,7 +133,7 @@ def _hold_to(out: Path, preparation: Preparation) -> None:
         *(f"{name} is gone or was set aside" for name in sorted(before.keys() - after.keys())),
         *(f"{name} is new" for name in sorted(after.keys() - before.keys())),
         *(f"{name} has changed" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]),
-        "the split or the teacher is another one",
+        *(f"the {what} is another one" for what in ("split", "teacher") if begun.get(what) != now.get(what)),
     ]
     raise UsageError(
         f"{out} holds a training that began with other cases: {', '.join(found[:3])}; bring them back to go on with "

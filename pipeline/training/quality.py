@@ -41,21 +41,24 @@ def validation_tiles(job: TrainJob, cases: Sequence[Case], count: int) -> Iterat
 
 
 def curve_scorer(job: TrainJob, cases: Sequence[Case]) -> Callable[[Any], dict[str, float]]:
-    """A function of a network that gives the mean Dice of each structure over some tiles of the validation cases."""
+    """A function of a network that gives the Dice of each structure over some tiles of the validation cases together.
+
+    Over all of them at once: a tile with three voxels of a structure would weigh as much as one that is full of it.
+    """
 
     def score(network: Any) -> dict[str, float]:
         import torch
 
         device = next(network.parameters()).device
-        found: dict[str, list[float]] = {name: [] for name in job.labels.values()}
+        shared, sizes = dict.fromkeys(job.labels, 0), dict.fromkeys(job.labels, 0)
         for image, labels in validation_tiles(job, cases, CURVE_TILES):
             with torch.inference_mode():
                 predicted = network(image[None].to(device)).argmax(1)[0].cpu()
-            for value, name in job.labels.items():
+            for value in job.labels:
                 ours, true = predicted == int(value), labels == int(value)
-                if (both := int(ours.sum()) + int(true.sum())) > 0:
-                    found[name].append(2 * int((ours & true).sum()) / both)
-        return {f"dice {name}": statistics.fmean(values) for name, values in found.items() if values}
+                shared[value] += int((ours & true).sum())
+                sizes[value] += int(ours.sum()) + int(true.sum())
+        return {f"dice {name}": 2 * shared[v] / sizes[v] for v, name in job.labels.items() if sizes[v]}
 
     return score
 
@@ -141,11 +144,10 @@ def _distribution(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Dice over the cases of one structure, and the mean of HD95 where it is defined."""
     dice = [row["dice"] for row in rows]
     distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
-    low, high = bootstrap_interval(dice)
     return {
         "n": len(dice),
         "mean": statistics.fmean(dice),
-        "interval_95": [low, high],
+        "interval_95": list(bootstrap_interval(dice)) if len(dice) > 1 else None,  # one says nothing of the spread
         "median": statistics.median(dice),
         "lowest": min(dice),
         "mean_hd95_mm": statistics.fmean(distances) if distances else None,

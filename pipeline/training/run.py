@@ -11,12 +11,16 @@ from typing import Any
 
 from .. import store
 from ..errors import Interrupted, StudyError
+from ..sources.names import study_name
 from ..summary import versions
 from .claim import WORK
 from .curve import write_curve
 from .gather import Observe, Preparation, member_cases, unseen
 from .job import TrainJob
 from .quality import curve_scorer, measure_calibration, measure_quality
+
+
+SET_ASIDE = "training/set_aside.json"  # in the model folder: the cases that were not used, and why
 
 
 def train_member(
@@ -117,9 +121,14 @@ def finish_model(job: TrainJob, out: Path, preparation: Preparation, threads: in
     rows = [{"member": float(i), **row} for i, state in enumerate(states) if state for row in state["rows"]]
     write_curve(out / "training", rows)
     store.write_json(str(out / "training" / "split.json"), preparation.split.lists)
+    store.write_json(str(out / SET_ASIDE), {"cases": [_reason(*failure) for failure in preparation.failures]})
     facts = _facts(job, preparation, [state for state in states if state is not None])
     segmodels.save(network, job.card(**ref, training=facts, quality=quality), out, dtype=job.weights)
     shutil.rmtree(out / WORK)
+
+
+def _reason(source: str, why: StudyError) -> dict[str, str]:
+    return {"case": study_name(source.rstrip("/").rpartition("/")[2]), "cause": why.cause, "message": why.message}
 
 
 def _assemble(job: TrainJob, kept: list[dict[str, Any]]) -> Any:

@@ -52,7 +52,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         state["supervised"], state["kept"], state["optimizer"], state["way"], state["scored"]
     except Exception as error:
         raise ModelError(
-            f"{FILE} of this training cannot be read ({type(error).__name__}): remove it to begin anew"
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): remove it to begin anew"
         ) from None
     return state
 

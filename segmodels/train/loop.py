@@ -93,7 +93,7 @@ def train(
     for images, labels, names in batches(samples, training.step, last, readers):
         training.seconds = before + time.monotonic() - began
         progress = training.progress(task.recipe)
-        if stop.is_set() or progress >= 1:
+        if stop.is_set() or (progress >= 1 and training.step):  # the smallest budget is one step
             break
         _step(training, run, loss, task, images, labels, names)
         training.seconds = before + time.monotonic() - began

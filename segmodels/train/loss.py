@@ -84,7 +84,7 @@ def refuse_nan(loss: Tensor, step: int, cases: Sequence[str]) -> None:
         named = ", ".join(sorted(set(cases)))
         raise TrainingError(
             f"the loss became {float(loss.detach())} at step {step}, with samples of {named}: look at these "
-            "cases, or lower the learning_rate; the last good state is kept"
+            "cases, or lower the learning_rate, and train into another folder; the last good state is kept in this one"
         )
 
 

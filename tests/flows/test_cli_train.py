@@ -117,6 +117,12 @@ def test_bad_cases_are_set_aside_and_named(tmp_path: Path) -> None:
     said = {Path(e["source"]).name: e["cause"] for e in json.loads(ended.out)["set_aside"]}
     assert said == {"ball-1.nii.gz": "input", "extra.nii.gz": "input"}
     assert "extra.nii.gz: input: this image has no mask of the same name" in ended.err
+    again = train(tmp_path / "job.yaml", tmp_path / "model")
+    assert again.code == 1
+    assert {e["source"]: e["cause"] for e in json.loads(again.out)["set_aside"]} == dict.fromkeys(
+        ("ball-1", "extra"), "input"
+    )
+    assert "set aside: extra: input: this image has no mask of the same name" in again.err
 
 
 def test_a_loss_that_is_no_number(balls: Path, tmp_path: Path) -> None:
@@ -127,7 +133,14 @@ def test_a_loss_that_is_no_number(balls: Path, tmp_path: Path) -> None:
     assert "at step" in ended.err
     assert "ball-" in ended.err
     assert "Traceback" not in ended.err
+    said = json.loads(ended.out)
+    assert (said["model"], said["state"], said["cause"]) == (None, "failed", "model")
+    assert said["message"] in ended.err
     assert not (tmp_path / "model/card.json").exists()
+    # Nothing was learned yet, so the same folder takes the mended job.
+    settings["recipe"] |= {"learning_rate": 1e-3, "steps": 2}
+    mended = train(write_job(tmp_path / "job.yaml", settings), tmp_path / "model")
+    assert mended.code == 0, mended.err
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.phantom-0001.nii.gz.12ab34cd.partial").write_bytes(b"half")
     (tmp_path / "labels/.phantom-0001.12ab34cd.partial/0").mkdir(parents=True)
+    (tmp_path / "labels/.phantom-12345.nii.gz.12ab34cd.partial").write_bytes(b"of a seed that is not made again")
     make_phantoms(str(tmp_path), range(2), SHAPE)
     assert leftovers(tmp_path) == []
 

@@ -107,6 +107,22 @@ def test_what_a_command_killed_at_its_very_end_left_is_removed(tmp_path: Path) -
     assert not (tmp_path / "model/.training").exists()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])])
+def test_a_model_whose_weights_are_damaged_is_not_done(tmp_path: Path, damage: Any) -> None:
+    job = short(ball_folder(tmp_path, 4))
+    train(job, tmp_path / "model")
+    damage(tmp_path / "model/weights.safetensors")
+    with pytest.raises(UsageError, match=r"holds the model of this job, damaged: .*weights\.safetensors"):
+        is_done(job, tmp_path / "model")
+
+
+def test_one_validation_case_gives_no_interval(tmp_path: Path) -> None:
+    train(short(ball_folder(tmp_path, 4)), tmp_path / "model")
+    quality: Any = segmodels.load(tmp_path / "model").card.quality
+    assert {facts["n"] for facts in quality["structures"].values()} == {1}
+    assert {facts["interval_95"] for facts in quality["structures"].values()} == {None}
+
+
 def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
     job = short(ball_folder(tmp_path, 4))
     with claim(job, tmp_path / "model"), pytest.raises(UsageError, match="another command trains in"):  # noqa: SIM117

@@ -199,6 +199,21 @@ def test_a_label_that_never_occurs(tmp_path: Path) -> None:
         prepare_cases(job, tmp_path / "out", NEVER)
 
 
+def test_nothing_left_to_measure_with(tmp_path: Path) -> None:
+    job = make_train_job(ball_job(ball_folder(tmp_path, 4)))
+    (validation,) = prepare_cases(job, tmp_path / "out", NEVER).split.validation
+    (tmp_path / f"masks/{validation}.nii.gz").write_bytes(b"no NIfTI")
+    with pytest.raises(UsageError, match="no case is left to measure the model with; the first that was set aside"):
+        prepare_cases(job, tmp_path / "other", NEVER)
+
+
+def test_images_that_are_their_own_masks(tmp_path: Path) -> None:
+    ball_folder(tmp_path, 2)
+    both = {"images": f"{tmp_path}/masks/", "masks": f"{tmp_path}/masks"}
+    with pytest.raises(UsageError, match="masks is both images and masks"):
+        prepare_cases(make_train_job(ball_job(tmp_path, data=both)), tmp_path / "out", NEVER)
+
+
 def test_nothing_left_to_learn_from(tmp_path: Path) -> None:
     ball_folder(tmp_path, 2)
     for mask in (tmp_path / "masks").iterdir():

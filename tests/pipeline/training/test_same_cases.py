@@ -52,8 +52,10 @@ def test_other_cases_are_refused_and_named(
     begun: TrainJob, tmp_path: Path, change: Callable[[Path], None], said: str
 ) -> None:
     change(tmp_path)
-    with pytest.raises(UsageError, match=f"began with other cases: {said}.*or give another folder"):
+    with pytest.raises(UsageError, match=f"began with other cases: {said}.*or give another folder") as refused:
         prepare_cases(begun, tmp_path / "model", NEVER)
+    assert "teacher" not in str(refused.value)
+    assert ("the split is another one" in str(refused.value)) == (change is not _edit)
 
 
 def test_before_anything_is_learned_cases_may_change(tmp_path: Path) -> None:

@@ -171,6 +171,10 @@ def test_minutes_end_it_with_the_learning_rate_at_its_end(tmp_path: Path) -> Non
     assert ended.optimizer.param_groups[0]["lr"] < 0.2 * given.recipe.learning_rate
 
 
+def test_the_smallest_budget_is_one_step(tmp_path: Path) -> None:
+    assert train(task(tmp_path, steps=None, minutes=1e-9)).step == 1
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     recipe = quick(warmup=0.1, learning_rate=1.0)
     rates = [learning_rate(recipe, i / 100) for i in range(101)]
