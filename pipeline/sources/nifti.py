@@ -139,7 +139,7 @@ def _volume_offsets(facts: Facts, volume: int | None, *, alone: bool) -> list[in
     if volume is None and volumes > 1:
         raise StudyError(
             "input",
-            f"it is 4-D with {volumes} volumes, and one was expected; name the one to take with --volume N of `segment` "
+            f"it is 4-D with {volumes} volumes, one was expected; name one for `segment --volume N` "
             f"(0 to {volumes - 1})",
         )
     if volume is not None and not 0 <= volume < volumes:

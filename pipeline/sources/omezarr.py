@@ -128,7 +128,7 @@ def _picked_time(times: int | None, volume: int | None) -> tuple[int, ...]:
     if volume is None and count > 1:
         raise StudyError(
             "input",
-            f"it has {count} time points, and one volume was expected; name the one to take with --volume N of `segment` "
+            f"it has {count} time points, one was expected; name one for `segment --volume N` "
             f"(0 to {count - 1})",
         )
     if volume is not None and not 0 <= volume < count:

@@ -19,7 +19,6 @@ from .gather import Observe, Preparation, member_cases, unseen
 from .job import TrainJob
 from .quality import curve_scorer, measure_calibration, measure_quality
 
-
 SET_ASIDE = "training/set_aside.json"  # in the model folder: the cases that were not used, and why
 
 

@@ -130,7 +130,7 @@ def test_one_volume_of_4d(tmp_path: Path, ending: str, volume: int) -> None:
     assert header.shape == (6, 4, 5)
     assert same_bits(whole[0], nib.load(path).get_fdata()[..., volume].transpose(2, 1, 0))
     assert digest_of(nifti(path), volume=volume) != digest_of(nifti(path))
-    with pytest.raises(StudyError, match="--volume N") as refused, open_source(nifti(path)):
+    with pytest.raises(StudyError, match="`segment --volume N`") as refused, open_source(nifti(path)):
         pass
     assert refused.value.cause == "input"
     with pytest.raises(StudyError, match="--volume 3 is not in it"), open_source(nifti(path), volume=3):

@@ -173,7 +173,7 @@ def test_kept_affine_agrees_with_its_own_translation(tmp_path: Path) -> None:
 def test_time_points(tmp_path: Path, version: str) -> None:
     moving = np.stack([VOXELS, VOXELS + 1, VOXELS + 2])[:, np.newaxis]
     folder = write_ome(tmp_path / "scan", moving, version=version)
-    with pytest.raises(StudyError, match="--volume N"), open_source(ome(folder)):
+    with pytest.raises(StudyError, match="`segment --volume N`"), open_source(ome(folder)):
         pass
     with pytest.raises(StudyError, match="--volume 3"), open_source(ome(folder), volume=3):
         pass
