@@ -30,7 +30,7 @@ help: ## say what there is
 
 setup: $(DONE) ## make or update .venv (about 3 GB)
 
-demo: $(DONE) ## segment a real MR brain; results and a report in OUT
+demo: $(DONE) ## segment a real MR brain and three simulated CT scans; results and reports in OUT
 	@$(BIN)/maskmill demo -o $(OUT)
 
 test: $(DONE) ## every test but the slow ones (under 20 minutes on 2 cores)

@@ -11,7 +11,7 @@ import segmodels
 from pipeline.training.job import make_train_job
 from segmodels.registry import STORE, trained
 
-MEGABYTES = {"hippocampus-resunet": 8}
+MEGABYTES = {"hippocampus-resunet": 8, "phantom-resunet": 4}
 
 
 def test_they_are_listed_by_name_and_no_architectures() -> None:
