@@ -128,8 +128,7 @@ def _picked_time(times: int | None, volume: int | None) -> tuple[int, ...]:
     if volume is None and count > 1:
         raise StudyError(
             "input",
-            f"it has {count} time points, one was expected; name one for `segment --volume N` "
-            f"(0 to {count - 1})",
+            f"it has {count} time points, one was expected; name one for `segment --volume N` (0 to {count - 1})",
         )
     if volume is not None and not 0 <= volume < count:
         raise StudyError("input", f"--volume {volume} is not in it: it has {count}, counted from 0; name one of these")
