@@ -178,7 +178,7 @@ def check_demo(said: Ended, out: Path) -> None:
 def check_phantoms(said: Ended, out: Path) -> None:
     """What is printed is what the masks hold: Dice from 0.95, volumes within 1 % of the bodies' formulas.
 
-    The network of this version misses that by up to 0.6 % in 2 of the 24: the lesions of one scan, the bones of another.
+    This version misses that by up to 0.6 % in 2 of the 24: the lesions of one scan, the bones of another.
     """
     row = r"(?:phantom-\d{4})? +(\w+) +([0-9.]+) mL +([0-9.]+) mL +([+-][0-9.]+)% +([0-9.]+)$"
     rows = re.findall(row, said.out, re.MULTILINE)
