@@ -138,7 +138,7 @@ def report_failures(summary: Summary) -> None:
 def _closing_line(summary: Summary) -> str:
     total = len(summary.studies)
     if summary.interrupted:
-        done = f"interrupted: {summary.published} of {total} studies are published; run it again to go on"
+        done = f"interrupted: {summary.published} of {total} studies are published"
     elif summary.published == summary.reused == total:
         done = f"nothing to do: all {total} studies are published already"
     else:

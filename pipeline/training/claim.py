@@ -75,7 +75,8 @@ def claim(job: TrainJob, out: Path) -> Iterator[None]:
         pass  # a file system without locks
     try:
         try:
-            if (store.read_json(str(out / WORK / "job.json")) or {}).get("lesson") != job.lesson:
+            begun = store.read_json(str(out / WORK / "job.json")) or {}
+            if begun.get("lesson") != job.lesson and not has_learned(out):  # networks of a job that was mended
                 for untaught in (out / WORK).glob("member-*"):
                     shutil.rmtree(untaught)
             store.write_json(str(out / WORK / "job.json"), {"lesson": job.lesson})

@@ -44,7 +44,7 @@ class Split:
 
 def find_pairs(data: Data) -> tuple[list[Pair], list[tuple[str, StudyError]]]:
     """All pairs, in order of their names, and what could not become one: (where, why). Raises UsageError for none."""
-    if data.masks is not None and str(Path(data.masks).resolve()) in {str(Path(i).resolve()) for i in data.images}:
+    if data.masks is not None and Path(data.masks).resolve() in {Path(i).resolve() for i in data.images}:
         raise UsageError(f"{shown(data.masks)} is both images and masks: give a folder of each")
     found = find_studies(data.images, exclude=data.masks)
     failures = list(found.failures)
