@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from . import ledger, ome, statistics, store
+from . import ledger, objects, ome, statistics, store
 from .errors import Interrupted, StudyError
 from .geometry import ome_scale
 from .pyramid import build_pyramid
-from .sources import Header, Source, Study, digest_of, open_source
+from .sources import Header, Source, Study, digest_of, open_source, version_of
 
 # Statistics are summed over chunks of about this many voxels, whole rows, fixed by the image's shape.
 STATISTICS_VOXELS = 1 << 20
@@ -48,7 +48,7 @@ def _statistics_url(out: str, content: str) -> str:
 def known_content(out: str, study: Study) -> str | None:
     """The content that the image already in OUT under this study's name was made of, None if there is none whole."""
     url = image_url(out, study.name)
-    if store.local(url).is_symlink():
+    if store.is_link(url):
         return None  # the pixels are the user's and may have changed: they are read again
     facts = (ome.read_attributes(url) or {}).get("maskmill", {})
     content = facts.get("content")
@@ -60,15 +60,15 @@ def stage_image(
 ) -> tuple[Image, str | None]:
     """Read the study. Gives its image and, where one had to be made, the hidden folder it waits in.
 
-    An image made of the same content is taken as it stands after the source's bytes were hashed. Raises StudyError,
-    and Interrupted when `stop` is set meanwhile.
+    An image made of the same content is taken as it stands after the source's bytes were hashed, or where an object
+    store vouches for them. Raises StudyError, and Interrupted when `stop` is set meanwhile.
     """
     target = image_url(out, study.name)
-    link = link or store.local(target).is_symlink()  # once linked, a study stays linked
-    known = known_content(out, study)
+    link = link or store.is_link(target)  # once linked, a study stays linked
+    known, version = known_content(out, study), version_of(study, volume=volume)
     with open_source(study, volume=volume) as source:
         header = source.header
-        if known is not None and digest_of(study, volume=volume) == known:
+        if known is not None and (_is_of_version(target, version) or digest_of(study, volume=volume) == known):
             return Image(target, _statistics_url(out, known), known, header), None
         if link and study.kind == "ome-zarr":
             path = _link(study, target)
@@ -77,14 +77,20 @@ def stage_image(
         # A name of its own: another command may be reading the same study into the same OUT.
         staged = store.join(out, "images", f".{ledger.location_key(study.source)}-{secrets.token_hex(4)}.ome.zarr")
         try:
-            content = _write(out, source, staged, study.name, stop)
+            content = _write(out, source, staged, study.name, version, stop)
         except BaseException:
             store.delete(staged)  # half an image is of no use, and may be large
             raise
     return Image(target, _statistics_url(out, content), content, header), staged
 
 
-def _write(out: str, source: Source, group: str, name: str, stop: threading.Event) -> str:
+def _is_of_version(image: str, version: str | None) -> bool:
+    """Whether an image was made of the objects as they are now."""
+    facts = (ome.read_attributes(image) or {}).get("maskmill", {})
+    return version is not None and facts.get("source_version") == version
+
+
+def _write(out: str, source: Source, group: str, name: str, version: str | None, stop: threading.Event) -> str:
     """Stream the source into an OME-Zarr at `group`; its own metadata is written last, so it is whole or not there."""
     header = source.header
     names = ome.axis_names(header.has_channel_axis)
@@ -103,7 +109,7 @@ def _write(out: str, source: Source, group: str, name: str, stop: threading.Even
     channels = _keep_statistics(out, content, sums)
     build_pyramid(group, labels=False, names=names)
     store.sync_tree(group)
-    ome.write_group(group, _attributes(header, name, content, channels))
+    ome.write_group(group, _attributes(header, name, content, version, channels))
     return content
 
 
@@ -152,7 +158,7 @@ def _keep_statistics(out: str, content: str, sums: list[statistics.ChannelSums])
 
 
 def _attributes(
-    header: Header, name: str, content: str, channels: list[statistics.ChannelStatistics]
+    header: Header, name: str, content: str, version: str | None, channels: list[statistics.ChannelStatistics]
 ) -> dict[str, Any]:
     window = [{"min": c.minimum, "max": c.maximum, "start": c.minimum, "end": c.maximum} for c in channels]
     return {
@@ -169,6 +175,7 @@ def _attributes(
         "maskmill": {
             "affine": header.affine.tolist(),
             "content": content,
+            "source_version": version,
             "nifti": header.nifti,
             "warnings": list(header.warnings),
         },
@@ -177,6 +184,8 @@ def _attributes(
 
 def _link(study: Study, target: str) -> str:
     """Let OUT's name for the study stand for the user's OME-Zarr itself; gives the path of its finest array."""
+    if objects.is_remote(target) or objects.is_remote(study.parts[0]):
+        raise StudyError("input", "--images link needs the image and OUT on local disks: run without it")
     path = store.local(target)
     source = store.local(study.parts[0]).resolve()
     if path.exists() and not path.is_symlink():

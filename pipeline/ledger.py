@@ -90,9 +90,10 @@ def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:
 def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
     """Shards done under `runtime`, in raster order, with their statistics."""
     found = {}
-    for name in store.names(store.join(ledger, "done")):
-        document = _document(store.join(ledger, "done", name), "runtime", "statistics")
-        if document is not None and document.get("runtime") == runtime:
+    names = list(store.names(store.join(ledger, "done")))
+    documents = store.read_documents([store.join(ledger, "done", name) for name in names])
+    for name, document in zip(names, documents, strict=True):
+        if document is not None and document.get("runtime") == runtime and "statistics" in document:
             z, y, x = map(int, name.removesuffix(".json").split("."))
             found[z, y, x] = document["statistics"]
     return dict(sorted(found.items()))

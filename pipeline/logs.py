@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from . import store
+from . import objects, store
 
+PUT_SECONDS = 60.0
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -40,13 +44,39 @@ def _places(traceback: object) -> list[str]:
     return places[-8:]
 
 
+def _file_handler(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return logging.FileHandler(path, encoding="utf-8")
+
+
+class _ObjectHandler(logging.Handler):
+    """A log in an object store, which knows no appending: all of it is put again, once a minute and at the end."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self._lines, self._put_at = url, io.StringIO(), time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.write(self.format(record) + "\n")
+        if time.monotonic() - self._put_at > PUT_SECONDS:
+            self._put()
+
+    def _put(self) -> None:
+        self._put_at = time.monotonic()
+        with suppress(OSError):  # a store that is away for a while must not end the night
+            store.write(self._url, self._lines.getvalue().encode())
+
+    def close(self) -> None:
+        self._put()
+        super().close()
+
+
 @contextmanager
 def run_log(out: str, run_id: str) -> Iterator[None]:
     """Send what the logger "maskmill" is told to this run's log."""
-    path = store.local(store.join(out, "runs", run_id, "log.jsonl"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    url = store.join(out, "runs", run_id, "log.jsonl")
     logger = logging.getLogger("maskmill")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _ObjectHandler(url) if objects.is_remote(url) else _file_handler(store.local(url))
     handler.setFormatter(_JsonLines())
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

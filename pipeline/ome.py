@@ -83,7 +83,7 @@ def create_array(
     chunks = chunk_shape((shards[-3], shards[-2], shards[-1]))
     shuffle = "bitshuffle" if dtype.itemsize > 1 else "noshuffle"
     return zarr.create_array(
-        store=store.local(url),
+        store=store.zarr_store(url),
         shape=tuple(shape),
         dtype=dtype,
         shards=(1,) * lead + tuple(shards),
@@ -99,7 +99,7 @@ def create_array(
 def open_array(url: str, mode: str = "r") -> zarr.Array[Any]:
     """The array at `url`. Raises StudyError("storage") where its metadata is damaged, OSError where it is not there."""
     try:
-        return zarr.open_array(store.local(url), mode=mode)
+        return zarr.open_array(store.zarr_store(url, read_only=mode == "r"), mode=mode)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # by whatever zarr stumbles over
         raise StudyError("storage", DAMAGED.format(type(error).__name__)) from error
 

@@ -67,7 +67,7 @@ def _make_room(run: Run, progress: Progress, image: Image, staged: str | None) -
     """Give the image its name; what stood there of other content moves aside, of other settings is withdrawn."""
     name = progress.study.name
     held = run.published.get(name)
-    linked = store.local(image.group).is_symlink() and staged is None
+    linked = store.is_link(image.group) and staged is None
     if held is not None and held[1]["content"] != image.content and not linked:
         results.move_aside(run.out, name, image.group, held[1]["content"])
         logger.info("content changed: the older result moved aside", extra={"key": progress.key})

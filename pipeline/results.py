@@ -126,7 +126,7 @@ def export(labels: Labels, formats: Sequence[str], *, only_missing: bool = False
 def _label_attributes(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colors = label_colors(max(labels.structures, default=0))
     # Labels lie where their image says that it lies: ours say 0, a linked one may say something else.
-    origin = read_image(str(store.local(labels.image))).translation
+    origin = read_image(labels.image).translation
     return {
         "ome": {
             "version": ome.VERSION,

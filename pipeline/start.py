@@ -220,7 +220,11 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
                 f"OUT {out} holds results made with {differences[0]}; give another OUT, or --overwrite to withdraw "
                 "and replace them"
             )
-    if claim != mine:
+    if claim is None and not store.create(claim_url, json.dumps(mine).encode()):
+        claim = store.read_json(claim_url)  # another command began at this moment
+        if claim is not None and claim.get("model") != mine["model"]:
+            raise UsageError(f"OUT {out} was just taken for the model {claim.get('model')}; give another OUT")
+    if claim is not None and claim != mine:
         store.write_json(claim_url, mine)
     return published
 

@@ -1,6 +1,6 @@
 """Read, write, list, create: everything that is kept goes through these few functions, by URL.
 
-A URL is a plain path or `file://...`; object stores come behind the same functions. Writes are atomic: a reader
+A URL is a plain path or `file://...`, or names an object store (see `pipeline.objects`). Writes are atomic: a reader
 sees the old bytes or the new ones, whole, also after a kill or a power cut.
 """
 
@@ -10,25 +10,29 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from . import objects
 from .errors import UsageError
+from .objects import is_remote
 
 PARTIAL = ".partial"
+AT_ONCE = 16  # requests to an object store
 
 
 def local(url: str) -> Path:
-    """The local path behind a URL. Raises UsageError for a scheme that is not kept locally."""
-    if "://" not in url:
-        return Path(url)
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        raise UsageError(f"cannot read or write {parts.scheme}:// addresses yet: give a local path or a file:// URL")
-    return Path(unquote(parts.path))
+    """The local path behind a URL. Raises UsageError where there is none."""
+    if is_remote(url):
+        raise UsageError(f"this has to be on a local disk: {url} is in an object store")
+    return Path(unquote(urlsplit(url).path)) if "://" in url else Path(url)
 
 
 def join(url: str, *names: str) -> str:
@@ -36,36 +40,58 @@ def join(url: str, *names: str) -> str:
 
 
 def exists(url: str) -> bool:
-    return local(url).exists()
+    return objects.exists(url) if is_remote(url) else local(url).exists()
+
+
+def is_link(url: str) -> bool:
+    """Whether a link stands there: an image of the user's own."""
+    return not is_remote(url) and local(url).is_symlink()
 
 
 def size(url: str) -> int:
     """Bytes at `url`, 0 where there is nothing."""
+    if is_remote(url):
+        return objects.size(url) or 0
     path = local(url)
     return path.stat().st_size if path.exists() else 0
 
 
 def read(url: str) -> bytes:
-    return local(url).read_bytes()
+    return objects.read(url) if is_remote(url) else local(url).read_bytes()
 
 
 def read_json(url: str) -> dict[str, Any] | None:
     """The JSON object at `url`; None where there is none, or something else (what we write is whole or not there)."""
     try:
-        document = json.loads(local(url).read_bytes())
+        document = json.loads(read(url))
         return document if isinstance(document, dict) else None
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
-def write(url: str, data: bytes) -> None:
-    """Put `data` at `url`, atomically and durably (the file and its folder are synced)."""
+def read_documents(urls: Sequence[str]) -> list[dict[str, Any] | None]:
+    """What `read_json` gives for each; from an object store many at once."""
+    if not urls or not is_remote(urls[0]):
+        return [read_json(url) for url in urls]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(read_json, urls))
+
+
+@contextmanager
+def writing(url: str) -> Iterator[IO[bytes]]:
+    """A file to be filled, which appears at `url` whole and durable when the block ends, or not at all."""
+    if is_remote(url):
+        with tempfile.TemporaryFile() as held:
+            yield held
+            held.seek(0)
+            objects.write(url, held)
+        return
     path = local(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -75,12 +101,23 @@ def write(url: str, data: bytes) -> None:
     sync(str(path.parent))
 
 
+def write(url: str, data: bytes) -> None:
+    """Put `data` at `url`, atomically and durably (a local file and its folder are synced)."""
+    if is_remote(url):
+        objects.write(url, data)
+        return
+    with writing(url) as file:
+        file.write(data)
+
+
 def write_json(url: str, document: Any) -> None:
     write(url, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def create(url: str, data: bytes) -> bool:
     """Put `data` at `url` only if nothing is there; says whether it did."""
+    if is_remote(url):
+        return objects.create(url, data)
     path = local(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
@@ -95,7 +132,9 @@ def create(url: str, data: bytes) -> bool:
 
 
 def sync(url: str) -> None:
-    """Make a file, or a folder's list of names, durable."""
+    """Make a file, or a folder's list of names, durable. An object is once it was put."""
+    if is_remote(url):
+        return
     try:
         handle = os.open(local(url), os.O_RDONLY)
     except FileNotFoundError:
@@ -112,7 +151,7 @@ def sync(url: str) -> None:
 def names(url: str) -> Iterator[str]:
     """Names directly under `url`, sorted, without leftovers of unfinished writes."""
     try:
-        entries = sorted(os.listdir(local(url)))
+        entries = sorted(chain(*objects.listing(url)) if is_remote(url) else os.listdir(local(url)))
     except (FileNotFoundError, NotADirectoryError):
         return
     yield from (name for name in entries if not name.endswith(PARTIAL))
@@ -120,6 +159,9 @@ def names(url: str) -> Iterator[str]:
 
 def delete(url: str) -> None:
     """Remove a file or a whole folder. A folder first gets a hidden name, so that nobody sees half of it."""
+    if is_remote(url):
+        objects.delete(url)
+        return
     path = local(url)
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
@@ -130,7 +172,16 @@ def delete(url: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Give a file or folder another name, atomically. A target that exists already is an error."""
+    """Give a file or folder another name. A target that exists already is an error.
+
+    Atomic on local disks; in an object store the target appears whole before the source goes.
+    """
+    if is_remote(source):
+        if exists(target):
+            raise FileExistsError(errno.EEXIST, "already there")
+        objects.copy(source, target)
+        objects.delete(source)
+        return
     new = local(target)
     new.parent.mkdir(parents=True, exist_ok=True)
     if new.exists():
@@ -139,7 +190,10 @@ def move(source: str, target: str) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copy a folder; the target appears whole."""
+    """Copy a folder; the target appears whole (in an object store: its zarr.json is the last)."""
+    if is_remote(source):
+        objects.copy(source, target)
+        return
     path = local(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
@@ -149,7 +203,18 @@ def copy(source: str, target: str) -> None:
 
 def sync_tree(url: str) -> None:
     """Make a folder and all in it durable."""
+    if is_remote(url):
+        return
     for folder, _, files in os.walk(local(url)):
         for name in files:
             sync(os.path.join(folder, name))
         sync(folder)
+
+
+def zarr_store(url: str, *, read_only: bool = False) -> Any:
+    """The place of an array or group, as zarr takes it."""
+    if is_remote(url):
+        return objects.zarr_store(url, read_only=read_only)
+    from zarr.storage import LocalStore
+
+    return LocalStore(local(url), read_only=read_only)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
-from . import ome, store
+from . import objects, ome, store
 
+ABANDONED = timedelta(hours=1)
 LOCK = ".lock"
 _held: dict[str, int] = {}  # one shared lock per OUT for as long as this process lives
 
@@ -20,6 +23,9 @@ def sweep(out: str) -> None:
     Every command holds a shared lock on OUT/ledger/.lock while it lives; the kernel gives it back however it ends.
     Who can get the lock for itself is alone.
     """
+    if objects.is_remote(out):
+        _remove_old_stages(out)
+        return
     root = store.local(out)
     lock, place = root / "ledger" / LOCK, str(root.resolve())
     handle = _held.pop(place, None)
@@ -37,6 +43,20 @@ def sweep(out: str) -> None:
     finally:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _remove_old_stages(out: str) -> None:
+    """In an object store: images that nobody has written to for an hour and that were never taken in.
+
+    There are no locks, but a command that reads a study puts a slab of it far more often. The store's clock counts.
+    """
+    images = store.join(out, "images")
+    stages = [name for name in objects.listing(images)[0] if name.startswith(".") and name.endswith(".ome.zarr")]
+    now = objects.now(store.join(out, "ledger", f".clock-{secrets.token_hex(4)}")) if stages else None
+    for name in stages:
+        written = [item["last_modified"] for item in objects.keys(store.join(images, name)).values()]
+        if written and now is not None and now - max(written) > ABANDONED:
+            store.delete(store.join(images, name))
 
 
 def _is_open(path: Path, handle: int) -> bool:

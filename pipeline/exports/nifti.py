@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -43,27 +41,16 @@ def nifti_file(
     It appears whole, when all was appended, or not at all. Slope 1. The same voxels give the same bytes. NIfTI-1, or
     NIfTI-2 where an axis is too long for that.
     """
-    path = store.local(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{store.PARTIAL}")
     little = np.dtype(dtype).newbyteorder("<")
-    try:
-        with temporary.open("wb") as raw:
-            packed = gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-            with packed or nullcontext(raw) as file:
-                file.write(_header(shape, dtype, affine, facts).binaryblock + bytes(4))
+    with store.writing(url) as raw:
+        packed = gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) if url.endswith(".gz") else None
+        with packed or nullcontext(raw) as file:
+            file.write(_header(shape, dtype, affine, facts).binaryblock + bytes(4))
 
-                def append(slab: np.ndarray) -> None:
-                    file.write(np.ascontiguousarray(slab, little).data)  # x fastest, as rows of z,y,x are
+            def append(slab: np.ndarray) -> None:
+                file.write(np.ascontiguousarray(slab, little).data)  # x fastest, as rows of z,y,x are
 
-                yield append
-            raw.flush()
-            os.fsync(raw.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    store.sync(str(path.parent))
+            yield append
 
 
 def _header(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import ledger, ome, store
@@ -24,7 +23,7 @@ def build_report(
     messages: Mapping[tuple[str, str], str | None],
     redraw: set[str],
     reference: Callable[[str], Mask | None] = lambda study: None,
-) -> Path:
+) -> str:
     """Write OUT/report/index.html and its pictures.
 
     `facts`: what the page says of the run (see `write_report`). `studies`, `structures`: rows of the tables.
@@ -32,7 +31,8 @@ def build_report(
     studies whose picture is made anew; others keep theirs. `reference`: a study's reference mask, whose outlines are
     drawn.
     """
-    folder = store.local(store.join(out, "report"))
+    folder = store.join(out, "report")
+    drawn = set(store.names(store.join(folder, "pictures"))) - {f"{name}.png" for name in redraw}
     by_study: dict[str, list[Mapping[str, Any]]] = {}
     for row in structures:
         by_study.setdefault(row["study"], []).append(row)
@@ -40,7 +40,7 @@ def build_report(
     for row in studies:
         name = row["study"]
         rows = by_study.get(name, []) if row["state"] == "published" else []
-        picture = _picture(folder, out, row, rows, redraw, reference) if row["state"] == "published" else None
+        picture = _picture(folder, out, row, rows, drawn, reference) if row["state"] == "published" else None
         views.append(
             StudyView(
                 study=name,
@@ -59,28 +59,28 @@ def build_report(
 
 
 def _picture(
-    folder: Path,
+    folder: str,
     out: str,
     row: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    redraw: set[str],
+    drawn: set[str],
     reference: Callable[[str], Mask | None],
 ) -> str | None:
     """The name of the study's picture relative to the page, drawn if need be; None where it cannot be."""
-    name = f"pictures/{row['study']}.png"
-    if row["study"] not in redraw and (folder / name).exists():
-        return name
+    name = f"{row['study']}.png"
+    if name in drawn:
+        return f"pictures/{name}"
     group = image_url(out, row["study"])
     model = rows[0]["model"] if rows else None
     if model is None or ome.read_attributes(group) is None:
         return None
     try:
-        labels = store.local(store.join(group, "labels", model))
-        png = three_planes(store.local(group), labels, _colors(rows), reference=reference(row["study"]))
+        labels = store.join(group, "labels", model)
+        png = three_planes(group, labels, _colors(rows), reference=reference(row["study"]))
     except (ValueError, OSError, StudyError):
         return None  # a picture is not worth a report
-    store.write(str(folder / name), png)
-    return name
+    store.write(store.join(folder, "pictures", name), png)
+    return f"pictures/{name}"
 
 
 def _colors(rows: Sequence[Mapping[str, Any]]) -> dict[int, Color]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -77,8 +76,8 @@ class StudyView:
         return [*([self.message] if self.message else []), *self.warnings]
 
 
-def write_report(folder: Path, summary: Mapping[str, Any], studies: Sequence[StudyView]) -> Path:
-    """Write `folder`/index.html, in one atomic step, and return its path.
+def write_report(folder: str, summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:
+    """Write `folder`/index.html, in one atomic step, and return its URL.
 
     `summary` has run, published, failed, interrupted, reused, blocks_computed, seconds, and, where known,
     dice ({structure: mean}), mean_dice, and the mappings model, settings, runtime, versions. Failed studies
@@ -86,11 +85,11 @@ def write_report(folder: Path, summary: Mapping[str, Any], studies: Sequence[Stu
     without one in the given order. Every text is taken as hostile and shown as text. Raises KeyError for a
     summary that lacks a count.
     """
-    path = folder / "index.html"
+    url = store.join(folder, "index.html")
     html = render(summary, studies)
     # a file name may hold bytes that are no UTF-8: they are shown as \udcxx
-    store.write(str(path), html.encode("utf-8", "backslashreplace"))
-    return path
+    store.write(url, html.encode("utf-8", "backslashreplace"))
+    return url
 
 
 def render(summary: Mapping[str, Any], studies: Sequence[StudyView]) -> str:

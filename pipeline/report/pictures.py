@@ -77,9 +77,9 @@ def three_planes(
 
     Raises ValueError for a group that is no volume, and for labels of another shape.
     """
-    group = zarr.open_group(store.local(str(image)), mode="r")
+    group = zarr.open_group(store.zarr_store(str(image), read_only=True), mode="r")
     index, level = _pick(group)
-    mask = _level(zarr.open_group(store.local(str(labels)), mode="r"), index) if labels is not None else None
+    mask = _level(zarr.open_group(store.zarr_store(str(labels), read_only=True), mode="r"), index) if labels else None
     if mask is not None and mask.shape != level.shape:
         raise ValueError(
             f"level {index}: the image is {level.shape} and the labels are {mask.shape} (z,y,x); "

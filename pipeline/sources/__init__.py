@@ -8,12 +8,25 @@ with open_source(found.studies[0]) as source:
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager
 
+from pipeline import objects
 from pipeline.sources.base import Found, Header, Kind, Slab, Source, Study
 from pipeline.sources.find import find_studies
 
-__all__ = ["Found", "Header", "Kind", "Slab", "Source", "Study", "digest_of", "find_studies", "open_source"]
+__all__ = [
+    "Found",
+    "Header",
+    "Kind",
+    "Slab",
+    "Source",
+    "Study",
+    "digest_of",
+    "find_studies",
+    "open_source",
+    "version_of",
+]
 
 
 def open_source(study: Study, *, volume: int | None = None) -> AbstractContextManager[Source]:
@@ -44,3 +57,14 @@ def digest_of(study: Study, *, volume: int | None = None) -> str:
     from pipeline.sources.omezarr import digest_omezarr
 
     return digest_omezarr(study, volume=volume)
+
+
+def version_of(study: Study, *, volume: int | None = None) -> str | None:
+    """What an object store vouches for a study's bytes with, without reading them; None where only reading tells.
+
+    Two studies of one version have one digest; the reverse does not hold.
+    """
+    if not all(map(objects.is_remote, study.parts)):
+        return None
+    versions = [objects.version(part) for part in study.parts]
+    return hashlib.sha256("\n\n".join([*versions, f"volume {volume}"]).encode()).hexdigest()

@@ -7,16 +7,18 @@ one name, the content of the later one.
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import StudyError
+from pipeline import objects, store
+from pipeline.errors import StudyError, UsageError
 from pipeline.sources.base import Found, Kind, Study
 from pipeline.sources.names import NIFTI_ENDINGS, VIDEO_ENDINGS, channel_number, study_name
 from pipeline.sources.ome_metadata import looks_like_ome_zarr
+from pipeline.sources.stream import ByteStream
 
 Candidate = Study | tuple[str, StudyError]
 
@@ -26,13 +28,14 @@ _LATER_ENDINGS = (*VIDEO_ENDINGS, ".dcm", ".dicom", ".ima", ".png", ".jpg", ".jp
 
 
 def find_studies(inputs: Sequence[str], *, exclude: str | None, channels: bool = True) -> Found:
-    """All studies that the INPUTs (files, folders, file:// URLs) name, each once, with unique names.
+    """All studies that the INPUTs (files, folders, URLs of local ones or of an object store) name, each once, with
+    unique names.
 
     `exclude` (OUT) is not searched where it lies inside an INPUT, nor is the OUT of another run. `channels`: whether
     files that end in _0000, _0001, ... are channels of one study; masks never are. What cannot become a study is a
     failure beside the others: (the path as the user knows it, StudyError("input")).
     """
-    skipped = None if exclude is None else os.path.realpath(_local_path(exclude))
+    skipped = None if exclude is None else _real(_path_of(exclude))
     studies: list[Study] = []
     failures: list[tuple[str, StudyError]] = []
     for given in dict.fromkeys(inputs):
@@ -47,13 +50,12 @@ def find_studies(inputs: Sequence[str], *, exclude: str | None, channels: bool =
 
 def _candidates(given: str, skipped: str | None, channels: bool) -> Iterator[Candidate]:
     try:
-        path = _local_path(given)
-        mode = os.stat(path).st_mode
+        path = _path_of(given)
         if _is_result(path, skipped):
             yield given, StudyError("input", "it is the output folder; name the folder of the scans")
             return
-        if not stat.S_ISDIR(mode):
-            yield _explicit_file(given, path, mode)
+        if not _is_folder(path):
+            yield _explicit_file(given, path)
             return
     except StudyError as error:
         yield given, error
@@ -69,57 +71,85 @@ def _candidates(given: str, skipped: str | None, channels: bool) -> Iterator[Can
         yield given, StudyError("input", f"there is no study in this folder: {_KINDS_READ} ({_LATER})")
 
 
-def _local_path(given: str) -> str:
-    """The path of a plain INPUT or a file:// URL; StudyError for what lies elsewhere."""
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given):
-        return given
+def _path_of(given: str) -> str:
+    """The absolute path of a local INPUT, or its URL in an object store; StudyError for other addresses."""
+    try:
+        if objects.is_remote(given):
+            return "/".join(part for part in objects.bucket_and_key(given) if part)
+    except UsageError as error:
+        raise StudyError("input", str(error)) from None
+    if "://" not in given:
+        return os.path.abspath(given)
     url = urlsplit(given)
-    if url.scheme.lower() != "file" or url.netloc not in ("", "localhost"):
-        raise StudyError("input", "this version reads local files only; expected a path or a file:// URL")
-    return unquote(url.path, errors="surrogateescape")
+    if url.netloc not in ("", "localhost"):
+        raise StudyError("input", "a file:// URL names a file of this machine: file:///path")
+    return os.path.abspath(unquote(url.path, errors="surrogateescape"))
+
+
+def _real(path: str) -> str:
+    """The one name of a place: where links lead to."""
+    return path if objects.is_remote(path) else os.path.realpath(path)
+
+
+def _is_folder(path: str) -> bool:
+    """Raises OSError where there is nothing."""
+    if not objects.is_remote(path):
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    if objects.is_object(path):
+        return False
+    if objects.exists(path):
+        return True
+    raise FileNotFoundError(errno.ENOENT, "not in the object store")
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in one, sorted, without hidden ones."""
+    if objects.is_remote(folder):
+        folders, files = objects.listing(folder)
+    else:
+        names = sorted(os.listdir(folder))
+        folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+        files = [name for name in names if name not in set(folders)]
+    return [name for name in folders if name[0] != "."], [name for name in files if name[0] != "."]
 
 
 def _unreadable(error: Exception) -> StudyError:
+    if isinstance(error, objects.ObjectStoreError):
+        return StudyError("storage", f"it could not be read: {error.strerror}")
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no usable path"
     return StudyError("input", f"it could not be read: {reason}")
 
 
-def _explicit_file(given: str, path: str, mode: int) -> Candidate:
-    name = os.path.basename(os.path.abspath(path))
-    if not stat.S_ISREG(mode):
+def _explicit_file(given: str, path: str) -> Candidate:
+    name = os.path.basename(path)
+    if not objects.is_remote(path) and not os.path.isfile(path):
         return given, StudyError("input", "it is neither a regular file nor a folder")
     if name.lower().endswith(NIFTI_ENDINGS):
-        return Study(study_name(name), given, (os.path.abspath(path),), "nifti")
+        return Study(study_name(name), given, (path,), "nifti")
     if name.lower().endswith(_LATER_ENDINGS) or _is_dicom(path):
         return given, StudyError("input", f"{_LATER}; {_KINDS_READ}")
     return given, StudyError("input", f"it is of no known kind: {_KINDS_READ}")
 
 
 def _is_dicom(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    with ByteStream(path) as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def _explicit_folder(given: str, path: str, skipped: str | None, channels: bool) -> Iterator[Candidate]:
-    top = os.path.abspath(path)
-    if looks_like_ome_zarr(top):
-        yield Study(study_name(os.path.basename(top)), given, (top,), "ome-zarr")
+    if looks_like_ome_zarr(path):
+        yield Study(study_name(os.path.basename(path)), given, (path,), "ome-zarr")
         return
-    yield from _search(given, top, "", skipped, channels, seen=set())
+    yield from _search(given, path, "", skipped, channels, seen=set())
 
 
 def _is_result(path: str, out: str | None) -> bool:
     """Whether a path is OUT or one of the images and masks in it: a run does not read what it writes."""
     if out is None:
         return False
-    real = os.path.realpath(path)
+    real = _real(path)
     results = (os.path.join(out, "images"), os.path.join(out, "masks"))
     return real in (out, *results) or real.startswith(tuple(folder + os.sep for folder in results))
-
-
-def _is_out(folder: str) -> bool:
-    """Whether a run wrote its results here: its images and masks are no new studies of the folder around it."""
-    return os.path.isfile(os.path.join(folder, "ledger", "out.json"))
 
 
 def _search(
@@ -128,22 +158,24 @@ def _search(
     """Everything below `top/inside`, sorted; each real folder once, so that loops of links end."""
     folder = os.path.join(top, inside) if inside else top
     shown = os.path.join(given, inside) if inside else given
-    real = os.path.realpath(folder)
-    if real in seen or real == skipped or (inside and _is_out(folder)):
+    real = _real(folder)
+    if real in seen or real == skipped:
         return
     seen.add(real)
     try:
-        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+        folders, files = _entries(folder)
     except OSError as error:
         yield shown, _unreadable(error)
         return
-    folders = [entry for entry in entries if os.path.isdir(os.path.join(folder, entry))]
-    files = [entry for entry in entries if entry.lower().endswith(NIFTI_ENDINGS) and entry not in set(folders)]
-    yield from _nifti_studies(top, inside, shown, files, channels)
+    # Where a run wrote its results, its images and masks are no new studies of the folder around it.
+    if inside and "ledger" in folders and store.exists(store.join(folder, "ledger", "out.json")):
+        return
+    scans = [name for name in files if name.lower().endswith(NIFTI_ENDINGS)]
+    yield from _nifti_studies(top, inside, shown, scans, channels)
     for entry in folders:
         path, name = os.path.join(folder, entry), os.path.join(inside, entry)
         if looks_like_ome_zarr(path):
-            if os.path.realpath(path) != skipped:
+            if _real(path) != skipped:
                 yield Study(study_name(name), os.path.join(given, name), (path,), "ome-zarr")
         else:
             yield from _search(given, top, name, skipped, channels, seen)
@@ -156,7 +188,7 @@ def _nifti_studies(top: str, inside: str, shown: str, files: list[str], channels
     if not channels or not files or None in numbers:
         for name in files:
             path = os.path.join(folder, name)
-            if not os.path.isfile(path):  # a broken link, a pipe
+            if not objects.is_remote(path) and not os.path.isfile(path):  # a broken link, a pipe
                 yield os.path.join(shown, name), StudyError("input", "it is not a file that can be read")
             else:
                 yield Study(study_name(os.path.join(inside, name)), os.path.join(shown, name), (path,), "nifti")
@@ -190,7 +222,7 @@ def _order(study: Study) -> tuple[str, tuple[str, ...]]:
 
 
 def _location(study: Study) -> tuple[str, ...]:
-    return tuple(os.path.realpath(part) for part in study.parts)
+    return tuple(_real(part) for part in study.parts)
 
 
 def _with_unique_names(studies: list[Study]) -> tuple[list[Study], list[tuple[str, StudyError]]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import objects, store
 from pipeline.errors import StudyError
 
 LARGEST_JSON = 64 << 20
@@ -52,13 +52,16 @@ class Image:
 
 def read_json(folder: str, name: str) -> dict[str, Any] | None:
     """A JSON object in a folder; None where there is none, or no object, or something that is not JSON."""
-    path = os.path.join(folder, name)
+    url = store.join(folder, name)
     try:
-        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST_JSON:
+        if not 0 < store.size(url) <= LARGEST_JSON:
             return None
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(store.read(url))
+    except (ValueError, RecursionError):
+        return None
+    except OSError as error:
+        if objects.is_remote(url) and not isinstance(error, FileNotFoundError):
+            raise  # it may well be there
         return None
     return value if isinstance(value, dict) else None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from pipeline import store
 from pipeline.errors import StudyError
 from pipeline.geometry import Affine, affine_from_ome, check_affine, ome_scale, ome_translation
 from pipeline.sources.base import Header, Slab, Study
@@ -43,7 +43,7 @@ class OmeZarrSource:
 
     def __init__(self, folder: str, volume: int | None) -> None:
         image = read_image(folder)
-        self._array = open_array(os.path.join(folder, image.path), image.zarr_format)
+        self._array = open_array(store.join(folder, image.path), image.zarr_format)
         sizes = dict(zip(image.axes, self._array.shape, strict=False))
         if len(sizes) != self._array.ndim or len(sizes) != len(image.axes):
             raise StudyError("input", f"its array has {self._array.ndim} axes, its metadata {len(image.axes)}")

@@ -13,10 +13,11 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import ExitStack, contextmanager
 
+from pipeline import objects
 from pipeline.errors import StudyError
+from pipeline.objects import ObjectStoreError
 
 PIECE = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -33,6 +34,8 @@ def reading_errors() -> Iterator[None]:
         raise StudyError("input", f"the gzip stream is damaged ({_why(error)}); copy the file again") from None
     except EOFError:
         raise StudyError("input", "the gzip stream ends too early; the file is cut off, copy it again") from None
+    except ObjectStoreError as error:
+        raise StudyError("storage", f"it could not be read: {error.strerror}") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "input/output error"
         raise StudyError("input", f"it could not be read: {reason}") from None
@@ -47,13 +50,17 @@ def _why(error: Exception) -> str:
     return "it does not decode"
 
 
-def open_regular(path: str) -> IO[bytes]:
-    """Open a regular file unbuffered; a pipe or device, which could block for ever, is refused."""
+def open_regular(path: str) -> tuple[io.RawIOBase, int]:
+    """A regular file or an object, unbuffered, and its size; a pipe or device, which could block, is refused."""
+    if objects.is_remote(path):
+        reader = objects.Reader(path)
+        return reader, reader.size
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
             raise StudyError("input", "it is not a regular file; expected a .nii or .nii.gz file")
-        return open(descriptor, "rb", buffering=0)
+        return open(descriptor, "rb", buffering=0), facts.st_size
     except BaseException:
         os.close(descriptor)
         raise
@@ -61,14 +68,14 @@ def open_regular(path: str) -> IO[bytes]:
 
 def hash_file(path: str) -> str:
     """sha256 hex of a file's bytes as stored."""
-    with reading_errors(), open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    with reading_errors(), open_regular(path)[0] as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _HashingReader(io.RawIOBase):
     """A file that can only be read forwards and hashes every byte on its way."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: io.RawIOBase) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
 
@@ -76,7 +83,7 @@ class _HashingReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        count: int = self._file.readinto(buffer)
         self.sha256.update(buffer[:count])
         return count
 
@@ -92,13 +99,12 @@ class ByteStream:
     """
 
     def __init__(self, path: str) -> None:
-        with reading_errors():
-            file = open_regular(path)
-            size = os.fstat(file.fileno()).st_size
-            magic = os.pread(file.fileno(), 2, 0)
-        self._raw = _HashingReader(file)
-        self._stored = io.BufferedReader(self._raw, PIECE)
-        self.is_gzip = magic == GZIP_MAGIC
+        with reading_errors(), ExitStack() as stack:
+            file, size = open_regular(path)
+            self._raw = _HashingReader(file)
+            self._stored = stack.enter_context(io.BufferedReader(self._raw, PIECE))
+            self.is_gzip = self._stored.peek(2)[:2] == GZIP_MAGIC
+            stack.pop_all()
         self._content: io.BufferedIOBase = self._stored
         self.size_limit = size
         if self.is_gzip:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import store
 from pipeline.errors import StudyError
+from pipeline.objects import ObjectStoreError
 from pipeline.sources.base import MOST_VOXELS
 from pipeline.sources.ome_metadata import read_json
 from pipeline.sources.voxels import check_volume_size
@@ -36,7 +38,6 @@ MOST_CHUNKS_AT_ONCE = 1 << 20
 def open_array(folder: str, zarr_format: int) -> Any:
     """The zarr.Array in a folder, read-only; StudyError("input") for one that cannot be read safely."""
     import zarr
-    from zarr.storage import LocalStore
 
     document = read_json(folder, "zarr.json" if zarr_format == 3 else ".zarray")
     if document is None:
@@ -44,7 +45,9 @@ def open_array(folder: str, zarr_format: int) -> Any:
     _check(document, zarr_format)
     try:
         with warnings.catch_warnings(action="ignore"):
-            array = zarr.open_array(LocalStore(folder, read_only=True), mode="r", zarr_format=zarr_format)
+            array = zarr.open_array(store.zarr_store(folder, read_only=True), mode="r", zarr_format=zarr_format)
+    except ObjectStoreError as error:
+        raise StudyError("storage", f"it could not be read: {error.strerror}") from None
     except Exception as error:  # the library reports damage by whatever it stumbled over
         raise StudyError("input", f"the metadata of its array is damaged ({type(error).__name__})") from None
     _check_chunks(array)
@@ -110,6 +113,8 @@ def read(array: Any, selection: tuple[Any, ...], first: int, last: int) -> Any:
             return array[selection]
     except MemoryError:
         raise
+    except ObjectStoreError as error:
+        raise StudyError("storage", f"it could not be read: {error.strerror}") from None
     except Exception as error:
         raise StudyError(
             "input",

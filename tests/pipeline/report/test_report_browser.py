@@ -46,7 +46,7 @@ def hostile_summary() -> dict[str, Any]:
 
 
 def test_hostile_text_is_only_text(tmp_path: Path) -> None:
-    html = write_report(tmp_path, hostile_summary(), hostile_studies()).read_text(encoding="utf-8")
+    html = Path(write_report(str(tmp_path), hostile_summary(), hostile_studies())).read_text(encoding="utf-8")
     page = Page(html)
     assert len(page.all("script")) == 1
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in Page(render(SUMMARY, STUDIES)).tags}

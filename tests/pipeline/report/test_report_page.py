@@ -172,7 +172,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
 
 def test_the_file_appears_whole_and_readable(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("old")
-    path = write_report(tmp_path, SUMMARY, STUDIES)
+    path = Path(write_report(str(tmp_path), SUMMARY, STUDIES))
     assert path == tmp_path / "index.html"
     assert path.read_text(encoding="utf-8") == render(SUMMARY, STUDIES)
     assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]
@@ -181,7 +181,7 @@ def test_the_file_appears_whole_and_readable(tmp_path: Path) -> None:
 def test_a_thousand_studies_are_a_small_folded_page(tmp_path: Path) -> None:
     rows = [{**ROW, "label": i, "structure": f"structure {i}"} for i in range(1, 5)]
     views = [replace(PUBLISHED, study=f"study_{i}", key=f"{i:016x}", structures=rows) for i in range(1000)]
-    path = write_report(tmp_path, SUMMARY | {"published": 1000}, views)
+    path = Path(write_report(str(tmp_path), SUMMARY | {"published": 1000}, views))
     assert path.stat().st_size < 6_000_000
     page = Page(path.read_text(encoding="utf-8"))
     studies = [a for a in page.all("details") if a.get("data-state") == "published"]

@@ -73,8 +73,9 @@ def test_source_is_the_path_as_the_user_would_write_it(tmp_path: Path, monkeypat
 def test_url_escapes_and_other_schemes(tmp_path: Path) -> None:
     touch(tmp_path / "a b%.nii")
     assert names(f"file://{tmp_path}/a%20b%25.nii") == ["a_b_"]
-    assert "local files only" in str(failure("s3://bucket/scans")[1])
-    assert "local files only" in str(failure("file://elsewhere/scans")[1])
+    assert "give a local path" in str(failure("ftp://host/scans")[1])
+    assert "of this machine" in str(failure("file://elsewhere/scans")[1])
+    assert "credentials" in str(failure("s3://key:secret@bucket/scans")[1])
 
 
 def test_long_paths_get_names_that_a_file_can_have(tmp_path: Path) -> None:
