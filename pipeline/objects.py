@@ -11,15 +11,17 @@ zarr.json is, which is therefore copied last and removed first.
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from .errors import UsageError
@@ -27,6 +29,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az")
 
 
@@ -35,7 +38,7 @@ class ObjectStoreError(OSError):
 
 
 PIECE = 16 << 20  # bytes that a reader asks for at once
-LISTED_AT_ONCE = 1000
+TRIES = 3
 ROOT = "zarr.json"  # what makes a group visible
 RETRY: Any = {
     "max_retries": 30,
@@ -76,7 +79,7 @@ def opened(url: str) -> tuple[ObjectStore, str]:
     return _bucket(bucket), key
 
 
-@lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=32)
 def _bucket(root: str) -> ObjectStore:
     from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -89,6 +92,11 @@ def _bucket(root: str) -> ObjectStore:
         if scheme == "az":
             return AzureStore(name, **shared)
         return S3Store(name, **shared, **_s3_credentials())
+
+
+def forget() -> None:
+    """Look at the environment again: buckets that were opened keep what they saw there."""
+    _bucket.cache_clear()
 
 
 def _s3_credentials() -> dict[str, Any]:
@@ -121,22 +129,56 @@ def _reported() -> Iterator[None]:
     except e.PreconditionError:
         raise ObjectStoreError(errno.ESTALE, "it changed in the object store while it was being read") from None
     except (e.BaseError, ValueError) as error:
-        raise ObjectStoreError(errno.EIO, f"the object store failed: {_kind(str(error))}") from None
+        code, what = _kind(str(error))
+        raise ObjectStoreError(code, f"the object store failed: {what}") from None
 
 
-def _kind(text: str) -> str:
+def _kind(text: str) -> tuple[int, str]:
     """What a message of the store says of the kind of failure, and nothing else of it."""
     if status := re.search(r"status code: (\d{3})", text):
-        return f"it answered {status[1]}"
+        return errno.EIO, f"it answered {status[1]}"
     kind = re.search(r"kind: (Timeout|Connect|Request|Interrupted|Decode|Unknown)\b", text)
     if kind is None:
-        return "unexpected answer"
-    return "no answer in time" if kind[1] == "Timeout" else "no connection" if kind[1] == "Connect" else "cut off"
+        return errno.EIO, "unexpected answer"
+    known = {"Timeout": (errno.ETIMEDOUT, "no answer in time"), "Connect": (errno.ECONNREFUSED, "no connection")}
+    return known.get(kind[1], (errno.ECONNRESET, "the answer was cut off"))
+
+
+def _tried(act: Callable[[], T]) -> T:
+    """What `act` gives, which may be done twice.
+
+    obstore tries again by itself, but not where the answer to a list or a removal is cut off in the middle.
+    """
+    for attempt in range(TRIES - 1):
+        try:
+            with _reported():
+                return act()
+        except ObjectStoreError as error:
+            if error.errno != errno.ECONNRESET:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    with _reported():
+        return act()
+
+
+async def tried_async(act: Callable[[], Awaitable[T]]) -> T:
+    """The same for what zarr calls."""
+    for attempt in range(TRIES - 1):
+        try:
+            with _reported():
+                return await act()
+        except ObjectStoreError as error:
+            if error.errno != errno.ECONNRESET:
+                raise
+            await asyncio.sleep(0.2 * 2**attempt)
+    with _reported():
+        return await act()
 
 
 def exists(url: str) -> bool:
     """Whether there is an object of this name, or any below it."""
-    return is_object(url) or bool(next(_listed(url), []))
+    bucket, key = opened(url)
+    return is_object(url) or _tried(lambda: bool(next(iter(bucket.list(key or None, chunk_size=1)), [])))
 
 
 def is_object(url: str) -> bool:
@@ -147,16 +189,14 @@ def size(url: str) -> int | None:
     """Bytes of the object; None where there is none."""
     bucket, key = opened(url)
     try:
-        with _reported():
-            return int(bucket.head(key)["size"]) if key else None
+        return int(_tried(lambda: bucket.head(key)["size"])) if key else None
     except FileNotFoundError:
         return None
 
 
 def read(url: str) -> bytes:
     bucket, key = opened(url)
-    with _reported():
-        return bytes(bucket.get(key).bytes())
+    return _tried(lambda: bytes(bucket.get(key).bytes()))
 
 
 def write(url: str, data: bytes | IO[bytes]) -> None:
@@ -179,25 +219,17 @@ def create(url: str, data: bytes) -> bool:
     return True
 
 
-def _listed(url: str) -> Iterator[Sequence[Any]]:
-    """All objects below a name, in batches."""
-    bucket, key = opened(url)
-    with _reported():
-        yield from bucket.list(key or None, chunk_size=LISTED_AT_ONCE)
-
-
 def keys(url: str) -> dict[str, Any]:
     """What is below a name: path relative to it -> e_tag, size, last_modified."""
-    _, key = bucket_and_key(url)
+    bucket, key = opened(url)
     start = len(key) + 1 if key else 0
-    return {item["path"][start:]: item for batch in _listed(url) for item in batch}
+    return {item["path"][start:]: item for item in _tried(lambda: bucket.list(key or None).collect())}
 
 
 def listing(url: str) -> tuple[list[str], list[str]]:
     """Names directly below: of folders and of objects, each sorted."""
     bucket, key = opened(url)
-    with _reported():
-        found = bucket.list_with_delimiter(key or None)
+    found = _tried(lambda: bucket.list_with_delimiter(key or None))
     folders = sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
     return folders, sorted(item["path"].rpartition("/")[2] for item in found["objects"])
 
@@ -205,11 +237,11 @@ def listing(url: str) -> tuple[list[str], list[str]]:
 def delete(url: str) -> None:
     """Remove an object and all below its name; a group's own zarr.json first."""
     bucket, key = opened(url)
-    with _reported():
-        if key:
-            bucket.delete([key, f"{key}/{ROOT}"])
-        for batch in _listed(url):
-            bucket.delete([item["path"] for item in batch])
+    if key:
+        _tried(lambda: bucket.delete([key, f"{key}/{ROOT}"]))
+    paths = [item["path"] for item in keys(url).values()]
+    if paths:
+        _tried(lambda: bucket.delete(paths))
 
 
 def copy(source: str, target: str) -> None:
@@ -221,23 +253,21 @@ def copy(source: str, target: str) -> None:
     to, new = opened(target)
     if to is not bucket:
         raise UsageError("cannot copy from one bucket to another")
-    with _reported():
-        if is_object(source):
-            bucket.copy(key, new)
-            return
-        names = keys(source).keys()
-        if ROOT not in names:
-            raise FileNotFoundError
-        for name in (*sorted(names - {ROOT}), ROOT):
-            bucket.copy(f"{key}/{name}", f"{new}/{name}")
+    if is_object(source):
+        _tried(lambda: bucket.copy(key, new))
+        return
+    names = keys(source).keys()
+    if ROOT not in names:
+        raise FileNotFoundError(errno.ENOENT, "not in the object store")
+    for name in (*sorted(names - {ROOT}), ROOT):
+        _tried(functools.partial(bucket.copy, f"{key}/{name}", f"{new}/{name}"))
 
 
 def now(url: str) -> datetime:
     """The store's own clock, by an object that is written at `url` and removed."""
     bucket, key = opened(url)
     write(url, b"")
-    with _reported():
-        at: datetime = bucket.head(key)["last_modified"]
+    at: datetime = _tried(lambda: bucket.head(key)["last_modified"])
     delete(url)
     return at
 
@@ -245,10 +275,7 @@ def now(url: str) -> datetime:
 def version(url: str) -> str:
     """What changes whenever the object, or any below its name, does: names, e_tags and sizes, from one listing."""
     bucket, key = opened(url)
-    found = keys(url)
-    if not found:
-        with _reported():
-            found = {"": bucket.head(key)}
+    found = keys(url) or {"": _tried(lambda: bucket.head(key))}
     return "\n".join(f"{name} {found[name]['e_tag']} {found[name]['size']}" for name in sorted(found))
 
 
@@ -257,8 +284,7 @@ class Reader(io.RawIOBase):
 
     def __init__(self, url: str) -> None:
         self._bucket, self._key = opened(url)
-        with _reported():
-            facts = self._bucket.head(self._key)
+        facts = _tried(lambda: self._bucket.head(self._key))
         self.size, self._tag = int(facts["size"]), facts["e_tag"]
         self._at, self._piece = 0, memoryview(b"")
 
@@ -268,9 +294,8 @@ class Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self._piece and self._at < self.size:
             stop = min(self._at + PIECE, self.size)
-            with _reported():
-                answer = self._bucket.get(self._key, options={"range": (self._at, stop), "if_match": self._tag})
-                self._piece = memoryview(bytes(answer.bytes()))
+            options: Any = {"range": (self._at, stop), "if_match": self._tag}
+            self._piece = memoryview(_tried(lambda: bytes(self._bucket.get(self._key, options=options).bytes())))
             if len(self._piece) != stop - self._at:
                 raise ObjectStoreError(errno.EIO, "the object store sent less than it has")
             self._at = stop
@@ -278,74 +303,3 @@ class Reader(io.RawIOBase):
         buffer[:count] = self._piece[:count]
         self._piece = self._piece[count:]
         return count
-
-
-def zarr_store(url: str, *, read_only: bool = False) -> Any:
-    """What is below a URL as a store for zarr.
-
-    Stores of one bucket share its connections; zarr is not told of the path above, or it would make groups along it.
-    """
-    bucket, key = opened(url)
-    return _zarr_class()(bucket, key, read_only=read_only)
-
-
-@lru_cache(maxsize=1)
-def _zarr_class() -> Any:
-    """zarr's store over obstore, below a key and with our OSErrors: what reads and writes arrays knows no obstore."""
-    from zarr.storage import ObjectStore
-
-    class Objects(ObjectStore):  # type: ignore[misc]
-        def __init__(self, store: Any, at: str, *, read_only: bool = False) -> None:
-            super().__init__(store, read_only=read_only)
-            self.at = at
-
-        def with_read_only(self, read_only: bool = False) -> Any:
-            return type(self)(self.store, self.at, read_only=read_only)
-
-        def __eq__(self, other: object) -> bool:
-            return bool(super().__eq__(other)) and self.at == getattr(other, "at", None)
-
-        def _key(self, key: str) -> str:
-            return f"{self.at}/{key}".rstrip("/")
-
-        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            with _reported():
-                return await super().get(self._key(key), prototype, byte_range)
-
-        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-            with _reported():
-                return await super().get_partial_values(prototype, [(self._key(k), r) for k, r in key_ranges])
-
-        async def exists(self, key: str) -> bool:
-            with _reported():
-                return bool(await super().exists(self._key(key)))
-
-        async def set(self, key: str, value: Any) -> None:
-            with _reported():
-                await super().set(self._key(key), value)
-
-        async def delete(self, key: str) -> None:
-            with _reported():
-                await super().delete(self._key(key))
-
-        async def delete_dir(self, prefix: str) -> None:
-            with _reported():
-                for item in await self.store.list(self._key(prefix)).collect_async():
-                    await self.store.delete_async(item["path"])
-
-        async def getsize(self, key: str) -> int:
-            with _reported():
-                return int(await super().getsize(self._key(key)))
-
-        async def list_prefix(self, prefix: str) -> Any:
-            with _reported():
-                for item in await self.store.list(self._key(prefix)).collect_async():
-                    yield item["path"][len(self.at) + 1 :]
-
-        async def list_dir(self, prefix: str) -> Any:
-            with _reported():
-                found = await self.store.list_with_delimiter_async(self._key(prefix))
-                for path in [*found["common_prefixes"], *(item["path"] for item in found["objects"])]:
-                    yield path.rstrip("/").rpartition("/")[2]
-
-    return Objects

@@ -214,7 +214,9 @@ def sync_tree(url: str) -> None:
 def zarr_store(url: str, *, read_only: bool = False) -> Any:
     """The place of an array or group, as zarr takes it."""
     if is_remote(url):
-        return objects.zarr_store(url, read_only=read_only)
+        from .zarr_objects import zarr_objects
+
+        return zarr_objects(url, read_only=read_only)
     from zarr.storage import LocalStore
 
     return LocalStore(local(url), read_only=read_only)
