@@ -3,6 +3,7 @@
     OUT/ledger/out.json                     whose results OUT holds: model and settings
     OUT/ledger/<key>/plan.json              what is being made: study, runtime, shards
     OUT/ledger/<key>/done/<z>.<y>.<x>.json  one label shard that is whole, with its share of the statistics
+    OUT/ledger/<key>/done/all.json          the same of all shards, once the study is published
     OUT/ledger/<key>/published/<study>.json what was published under this key
     OUT/ledger/<key>/failed.json            why a study was set aside (a study whose content could not be read goes
                                             by "u" + the keyed hash of its location)
@@ -17,6 +18,7 @@ import hmac
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from . import store
 from .grid import Triple
 
 KEY_LENGTH = 24
+MARKER = ("runtime", "at", "statistics")  # at: nanoseconds since 1970
+TOGETHER = "all.json"
 RECORD = ("study", "content", "model", "settings", "structures", "seconds")  # what a published study's record has
 
 
@@ -78,25 +82,51 @@ def marker_name(shard: Triple) -> str:
 
 def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[str, Any]) -> None:
     """Say that one label shard is whole. Call it only after the shard's bytes are durable."""
-    store.write_json(store.join(ledger, "done", marker_name(shard)), {"runtime": runtime, "statistics": statistics})
+    marker = {"runtime": runtime, "at": time.time_ns(), "statistics": statistics}
+    store.write_json(store.join(ledger, "done", marker_name(shard)), marker)
 
 
 def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:
     """Whether this shard is whole under `runtime`."""
-    document = _document(store.join(ledger, "done", marker_name(shard)))
-    return document is not None and document.get("runtime") == runtime
+    document = _document(store.join(ledger, "done", marker_name(shard)), *MARKER)
+    return document is not None and document["runtime"] == runtime
 
 
 def markers(ledger: str, runtime: str) -> dict[Triple, dict[str, Any]]:
     """Shards done under `runtime`, in raster order, with their statistics."""
-    found = {}
-    names = list(store.names(store.join(ledger, "done")))
+    # One by one first: another command may be putting them together, which it ends by removing them.
+    single = _single(ledger)
+    found = _together(ledger) | single
+    return {
+        shard: marker["statistics"]
+        for shard, marker in sorted((_shard(name), marker) for name, marker in found.items())
+        if marker["runtime"] == runtime
+    }
+
+
+def fold(ledger: str) -> None:
+    """Put the markers of a published study into one file: a store of many studies stays small and quick to list."""
+    single = _single(ledger)
+    if single:
+        store.write_json(store.join(ledger, "done", TOGETHER), _together(ledger) | single)
+        for name in single:
+            store.delete(store.join(ledger, "done", name))
+
+
+def _single(ledger: str) -> dict[str, dict[str, Any]]:
+    """The whole markers that are files of their own, by file name."""
+    names = [name for name in store.names(store.join(ledger, "done")) if name != TOGETHER]
     documents = store.read_documents([store.join(ledger, "done", name) for name in names])
-    for name, document in zip(names, documents, strict=True):
-        if document is not None and document.get("runtime") == runtime and "statistics" in document:
-            z, y, x = map(int, name.removesuffix(".json").split("."))
-            found[z, y, x] = document["statistics"]
-    return dict(sorted(found.items()))
+    return {name: m for name, m in zip(names, documents, strict=True) if m is not None and m.keys() >= set(MARKER)}
+
+
+def _together(ledger: str) -> dict[str, dict[str, Any]]:
+    return store.read_json(store.join(ledger, "done", TOGETHER)) or {}
+
+
+def _shard(name: str) -> Triple:
+    z, y, x = map(int, name.removesuffix(".json").split("."))
+    return z, y, x
 
 
 def write_plan(ledger: str, plan: Mapping[str, Any]) -> None:

@@ -135,6 +135,8 @@ def _reported() -> Iterator[None]:
 
 def _kind(text: str) -> tuple[int, str]:
     """What a message of the store says of the kind of failure, and nothing else of it."""
+    if "NoSuchBucket" in text:
+        return errno.ENOENT, "there is no such bucket"
     if status := re.search(r"status code: (\d{3})", text):
         return errno.EIO, f"it answered {status[1]}"
     kind = re.search(r"kind: (Timeout|Connect|Request|Interrupted|Decode|Unknown)\b", text)

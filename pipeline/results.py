@@ -112,6 +112,7 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
     }
     ledger.write_published(labels.ledger, labels.study, record)
     ledger.clear_failed(labels.ledger)
+    ledger.fold(labels.ledger)
     return record
 
 

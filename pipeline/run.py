@@ -312,7 +312,8 @@ class Run:
     def close(self) -> None:
         """What has no end by now was interrupted; an INPUT that is no study stands in the ledger as failed too."""
         for given in set(self.job.inputs) - {progress.study.source for progress in self.studies}:
-            ledger.clear_failed(ledger.folder(self.out, ledger.location_key(given)))
+            with suppress(OSError):  # storage that is gone by now must not take the summary along
+                ledger.clear_failed(ledger.folder(self.out, ledger.location_key(given)))
         for source, error in self.inputs_failed:
             record = {"study": study_name(source.rstrip("/").rpartition("/")[2]), "attempts": 1, "run": self.id}
             record |= {"cause": error.cause, "message": error.message}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from object_server import ObjectServer, object_server
 
 # A shared machine is slow at times; how long an example takes says nothing about what it tests.
 settings.register_profile("maskmill", deadline=None)
@@ -36,6 +38,25 @@ def shared() -> Path:
 def _private_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keys, compile caches and server templates of a test run stay out of the user's home."""
     os.environ.setdefault("MASKMILL_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ObjectServer]:
+    """A real S3-speaking server on loopback; tests share its bucket and keep to a prefix of their own."""
+    with object_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: ObjectServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL of the test's own in an object store."""
+    from pipeline import objects
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    objects.forget()
+    yield f"s3://bucket/{request.node.name}".translate({ord("["): "-", ord("]"): None})
+    objects.forget()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

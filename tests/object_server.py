@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 BUCKET = "bucket"
 HOPS = {"connection", "transfer-encoding", "keep-alive"}
@@ -79,7 +80,7 @@ class BadProxy(ThreadingHTTPServer):
     def __init__(self, behind: ObjectServer, fault: str, every: int = 20) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind, self.fault, self.every = behind.port, fault, every
-        self.requests, self.faults = 0, 0
+        self.requests, self.faults, self.seen = 0, 0, list[tuple[str, str]]()
         self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -87,9 +88,10 @@ class BadProxy(ThreadingHTTPServer):
     def server(self) -> ObjectServer:
         return ObjectServer(self.server_address[1])
 
-    def meets_fault(self) -> bool:
+    def meets_fault(self, method: str, path: str) -> bool:
         with self._lock:
             self.requests += 1
+            self.seen.append((method, unquote(path.partition("?")[0]).removeprefix(f"/{BUCKET}/")))
             bad = self.fault == "down" or self.requests % self.every == 0
             self.faults += bad
             return bad
@@ -105,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.fault if self.server.meets_fault() else ""
+        fault = self.server.fault if self.server.meets_fault(self.command, self.path) else ""
         if fault in ("drop", "down"):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)

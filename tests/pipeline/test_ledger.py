@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,36 @@ def test_markers_come_in_raster_order(tmp_path: Path) -> None:
     for shard in shards:
         ledger.write_marker(folder, shard, "r", {})
     assert list(ledger.markers(folder, "r")) == sorted(shards)
+
+
+def test_folded_markers_say_the_same(tmp_path: Path) -> None:
+    folder, done = str(tmp_path / "key"), tmp_path / "key/done"
+    for i in range(3):
+        ledger.write_marker(folder, (0, 0, i), "r", {"i": i})
+    before = ledger.markers(folder, "r")
+    ledger.fold(folder)
+    assert [path.name for path in done.iterdir()] == ["all.json"]
+    assert ledger.markers(folder, "r") == before == {(0, 0, i): {"i": i} for i in range(3)}
+    assert ledger.markers(folder, "other") == {}
+    ledger.fold(folder)
+    ledger.write_marker(folder, (0, 0, 1), "r2", {"i": 9})  # made anew: the younger one counts
+    ledger.write_marker(folder, (0, 1, 0), "r2", {"i": 10})
+    assert ledger.markers(folder, "r2") == {(0, 0, 1): {"i": 9}, (0, 1, 0): {"i": 10}}
+    ledger.fold(folder)
+    assert [path.name for path in done.iterdir()] == ["all.json"]
+    assert ledger.markers(folder, "r") == {(0, 0, i): {"i": i} for i in (0, 2)}
+
+
+def test_a_reader_sees_all_markers_while_they_are_folded(tmp_path: Path) -> None:
+    folder = str(tmp_path / "key")
+    for round_ in range(20):
+        for i in range(20):
+            ledger.write_marker(folder, (round_, 0, i), "r", {})
+        folding = threading.Thread(target=ledger.fold, args=(folder,))
+        folding.start()
+        while folding.is_alive():
+            assert len(ledger.markers(folder, "r")) == 20 * (round_ + 1)
+        folding.join()
 
 
 @pytest.mark.parametrize("data", [b"", b'{"runtime": "r", "stat', b"\x00" * 60, b"[]", b'"r"', b"null", b"7"])
