@@ -47,6 +47,9 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")]
 Limit = Annotated[int | None, typer.Option(help="only the first N studies")]
 Classes = Annotated[int | None, typer.Option(help="clusters of kmeans")]
 Volume = Annotated[int | None, typer.Option(help="which volume of a 4-D image, from 0")]
+Part = Annotated[
+    str | None, typer.Option(help="I/N: take up the I-th of N shares of the studies; N commands fill one OUT")
+]
 Json = Annotated[bool, typer.Option("--json", help="end stdout with one line of JSON")]
 
 
@@ -72,6 +75,7 @@ def segment(
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="withdraw differing results")] = None,
     retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="only what failed")] = None,
     limit: Limit = None,
+    part: Part = None,
     classes: Classes = None,
     volume: Volume = None,
     as_json: Json = False,

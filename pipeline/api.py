@@ -97,7 +97,7 @@ def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **setting
     with SerialEngine(method.spec) as engine:
         baseline = measure(engine, method)
     workers = job.workers or 1
-    share = max(1, -(-workers // len(found.studies)))
+    share = max(1, -(-workers // max(1, len(found.studies))))
     budget = memory_budget(job, workers)
     return [plan_only(study, method, baseline, budget, share) for study in found.studies]
 

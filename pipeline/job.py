@@ -51,6 +51,9 @@ class Job(BaseModel):
     overwrite: bool = False
     retry_failed: bool = False
     limit: int | None = Field(None, ge=1, description="only the first N studies")
+    part: tuple[int, int] | None = Field(
+        None, description="I/N: the I-th of N commands that share the studies of one OUT"
+    )
     classes: int | None = Field(None, ge=2, le=255, description="clusters of kmeans")
     volume: int | None = Field(None, ge=0, description="which volume of a 4-D image")
 
@@ -70,6 +73,23 @@ class Job(BaseModel):
     @classmethod
     def _bytes(cls, value: Any) -> Any:
         return parse_bytes(value) if isinstance(value, str) else value
+
+    @field_validator("part", mode="before")
+    @classmethod
+    def _part_of(cls, value: Any) -> Any:
+        if value is None or not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", value)
+        if match is None:
+            raise ValueError(f"expected I/N such as 3/8, got {value!r}")
+        return int(match[1]), int(match[2])
+
+    @field_validator("part")
+    @classmethod
+    def _one_of_them(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= value[0] <= value[1]:
+            raise ValueError(f"I/N goes from 1/N to N/N, got {value[0]}/{value[1]}")
+        return value
 
     @field_validator("tile", mode="before")
     @classmethod

@@ -159,7 +159,7 @@ def write_failed(ledger: str, record: Mapping[str, Any]) -> None:
 
 
 def read_failed(ledger: str) -> dict[str, Any] | None:
-    return _document(store.join(ledger, "failed.json"))
+    return _document(store.join(ledger, "failed.json"), "study", "cause", "message", "attempts")
 
 
 def clear_failed(ledger: str) -> None:
@@ -167,13 +167,17 @@ def clear_failed(ledger: str) -> None:
     store.delete(ledger if ledger.rsplit("/", 1)[-1].startswith("u") else store.join(ledger, "failed.json"))
 
 
+def failures(out: str) -> dict[str, dict[str, Any]]:
+    """The records of what stands as failed, by key."""
+    found = {key: read_failed(folder(out, key)) for key in keys(out)}
+    return {key: record for key, record in found.items() if record is not None}
+
+
 def all_failed(out: str) -> dict[str, list[str]]:
     """The keys under which each study stands as failed, by its name."""
     found: dict[str, list[str]] = {}
-    for key in keys(out):
-        record = read_failed(folder(out, key))
-        if record is not None:
-            found.setdefault(record["study"], []).append(key)
+    for key, record in failures(out).items():
+        found.setdefault(record["study"], []).append(key)
     return found
 
 

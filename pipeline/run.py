@@ -311,7 +311,9 @@ class Run:
 
     def close(self) -> None:
         """What has no end by now was interrupted; an INPUT that is no study stands in the ledger as failed too."""
-        for given in set(self.job.inputs) - {progress.study.source for progress in self.studies}:
+        # With parts, an INPUT's failure may be another command's to tell.
+        ours = set(self.job.inputs) if self.job.part is None else {source for source, _ in self.inputs_failed}
+        for given in ours - {progress.study.source for progress in self.studies}:
             with suppress(OSError):  # storage that is gone by now must not take the summary along
                 ledger.clear_failed(ledger.folder(self.out, ledger.location_key(given)))
         for source, error in self.inputs_failed:

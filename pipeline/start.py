@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -162,7 +163,10 @@ def _check_tile(window: Triple, network: Network) -> None:
 
 
 def find(job: Job) -> Found:
-    """The studies of a job, the first `limit` of them. Raises UsageError when there is none."""
+    """The studies of a job: the first `limit` of them, of these its `part`, which may be none.
+
+    Raises UsageError when the INPUTs yield no study at all.
+    """
     if job.reference is not None and not store.exists(job.reference):
         raise UsageError(f"the reference {job.reference} does not exist: give the folder of reference masks")
     try:
@@ -175,7 +179,22 @@ def find(job: Job) -> Found:
             f"no INPUT yields a study ({reasons or 'no .nii, .nii.gz or OME-Zarr in it'}); "
             "give NIfTI files, OME-Zarr images or folders of them"
         )
-    return Found(found.studies[: job.limit], found.failures) if job.limit else found
+    return _part(Found(found.studies[: job.limit], found.failures), job.part)
+
+
+def _part(found: Found, part: tuple[int, int] | None) -> Found:
+    """What falls to part I of N, by a hash of the name: a file that comes later moves no study to another part."""
+    if part is None:
+        return found
+    i, n = part
+
+    def is_ours(name: str) -> bool:
+        return int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), 16) % n == i - 1
+
+    return Found(
+        [study for study in found.studies if is_ours(study.name)],
+        [failure for failure in found.failures if is_ours(failure[0])],
+    )
 
 
 def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, dict[str, Any]]]:

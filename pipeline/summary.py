@@ -192,7 +192,7 @@ def _write_all(run: Run, summary: Summary, references: References) -> None:
 
 
 def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the studies and structures tables: all that OUT's ledger holds, and what has no mask in this run."""
+    """Rows of the studies and structures tables: all that OUT's ledger holds, and what has no end in this run."""
     studies: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
     for key, study, record in sorted(ledger.all_published(out), key=lambda found: found[1]):
@@ -209,7 +209,13 @@ def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], lis
             }
         )
         structures += [_structure_row(study, record["model"]["name"], row, held) for row in record["structures"]]
-    for entry in summary.studies:
+    known = {entry["key"] for entry in summary.studies}
+    others = [
+        {"study": record["study"], "key": key, "state": "failed", "cause": record["cause"]}
+        for key, record in ledger.failures(out).items()
+        if key not in known  # of an earlier command, or of one that has another part of the studies
+    ]
+    for entry in [*summary.studies, *others]:
         if entry["state"] != "published":
             studies.append({name: entry[name] for name in ("study", "key", "state", "cause")})
     return studies, structures

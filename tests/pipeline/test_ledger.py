@@ -173,7 +173,7 @@ def test_records_of_what_is_published_and_what_failed(tmp_path: Path) -> None:
     ledger.write_published(good, "b", record)
     ledger.write_published(good, "a", record)
     ledger.write_published(good, "damaged", {"content": "x"})  # not all that a record has: as if it were not there
-    ledger.write_failed(bad, {"study": "c", "cause": "input"})
+    ledger.write_failed(bad, {"study": "c", "cause": "input", "message": "why", "attempts": 1})
     (tmp_path / "ledger" / "out.json").write_text("{}")
     assert sorted(ledger.keys(out)) == ["0123abcd", "u0123"]
     assert [(key, study) for key, study, _ in ledger.all_published(out)] == [("0123abcd", "a"), ("0123abcd", "b")]
