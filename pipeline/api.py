@@ -33,9 +33,11 @@ def start_run(job: Job, only: Container[str] | None = None) -> Run:
     found = find(job)
     if only is not None:
         found = Found([study for study in found.studies if study.name in only], [])
-    published = claim_out(job, method, found)
-    run = Run(job, method, found, published)
-    write_run(run)
+    try:
+        run = Run(job, method, found, claim_out(job, method, found))
+        write_run(run)
+    except OSError as error:  # a disk that is full already, a folder that somebody made for himself
+        raise UsageError(f"OUT {job.out} cannot be written: {error.strerror or 'i/o error'}") from None
     return run
 
 

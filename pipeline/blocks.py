@@ -28,6 +28,7 @@ from .metrics.structures import shard_statistics
 from .normalize import normalizers
 from .stitch import RollingAccumulator, importance
 from .uncertainty import UncertaintySums, measures_of
+from .verify import shard_url
 from .window import InputWindow
 
 if TYPE_CHECKING:
@@ -270,14 +271,20 @@ def label_row(sums: torch.Tensor, card: Card) -> torch.Tensor:
 def write_shard(array: Any, url: str, index: tuple[int, int, int], box: Box, labels: np.ndarray) -> None:
     """Write one whole label shard durably. A shard of background alone is not stored.
 
-    The old shard goes first: zarr reads what is there even for a whole write, and fails on a damaged one.
+    The new bytes take the place of the old ones in one step: another command may have marked or even published the
+    same shard by now. zarr reads what is there even for a whole write, and fails on a damaged one: that goes first.
     """
     lead = (0,) * (array.ndim - 3)
-    path = store.join(url, "c", *map(str, lead), *map(str, index))
-    store.delete(path)
-    if labels.any():
+    path = shard_url(url, index, len(lead))
+    if not labels.any():
+        store.delete(path)
+        return
+    try:
         array[lead + box.slices] = labels
-        store.sync(path)
+    except (ValueError, RuntimeError):  # what codecs raise
+        store.delete(path)
+        array[lead + box.slices] = labels
+    store.sync(path)
 
 
 def _hull(tiles: Sequence[Box]) -> Box:

@@ -86,6 +86,11 @@ def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[s
     store.write_json(store.join(ledger, "done", marker_name(shard)), marker)
 
 
+def unmark(ledger: str, shard: Triple) -> None:
+    """Take back that a shard is whole: its bytes were found damaged."""
+    store.delete(store.join(ledger, "done", marker_name(shard)))
+
+
 def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:
     """Whether this shard is whole under `runtime`."""
     document = _document(store.join(ledger, "done", marker_name(shard)), *MARKER)

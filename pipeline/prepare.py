@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import ledger, ome, results, store
+from . import ledger, locks, ome, results, store
 from .engine import Baseline, BlockTask, Engine
 from .errors import StudyError, UsageError
 from .grid import Shards, Triple, make_grid
@@ -18,6 +18,7 @@ from .planning import Needs, Plan, make_plan
 from .sources import Header, Study, open_source
 from .start import Method
 from .statistics import most_values
+from .verify import damaged
 
 if TYPE_CHECKING:
     from .run import Progress, Run
@@ -45,7 +46,8 @@ def take_in(run: Run, progress: Progress) -> bool:
     image, staged = stage_image(run.out, progress.study, volume=run.job.volume, link=link, stop=run.stop)
     progress.image = image
     progress.key = ledger.study_key(image.content, run.method.model_hash, run.method.settings)
-    _make_room(run, progress, image, staged)
+    with locks.alone(store.join(run.out, "images"), run.stop):
+        _make_room(run, progress, image, staged)
     run.forget_failures(progress)
     progress.seconds["ingest"] = time.perf_counter() - began
     for warning in image.header.warnings:
@@ -88,10 +90,13 @@ def _is_known(run: Run, progress: Progress, image: Image) -> bool:
     name, model = progress.study.name, run.method.card.name
     record = ledger.published(ledger.folder(run.out, progress.key), name)
     if record is not None and results.stands(run.out, name, progress.key, model):
-        progress.record, progress.reused = record, True
-        run.become_whole(progress)
-        return True
-    # Somebody took its labels away: they are made again, and until then it is not published.
+        if results.is_stored(record, store.join(image.group, "labels", model)):
+            progress.record, progress.reused = record, True
+            run.become_whole(progress)
+            return True
+        logger.warning("labels that were published are damaged: they are made again", extra={"key": progress.key})
+        ome.list_labels(image.group, [n for n in ome.labels_listed(image.group) if n != model])
+    # Its labels were damaged or taken away: they are made again, and until then it is not published.
     ledger.forget_published(ledger.folder(run.out, progress.key), name)
     if len(twins) > 1:
         run.twins.append(progress)
@@ -111,6 +116,7 @@ def plan_blocks(run: Run, progress: Progress) -> list[BlockTask]:
     array = ome.open_array(image.level0)
     chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))
     plan = plan_shape(image.header, chunk, run.method, run.baseline, run.budget, run.workers_for_one())
+    run.claim(progress)
     missing = _open_ledger(run, progress, image, plan)
     tasks = []
     for index, block in enumerate(plan.blocks):
@@ -146,17 +152,34 @@ def _labels_url(image: Image, method: Method) -> str:
 
 
 def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[Triple]:
-    """Go on with what is marked under this runtime, else begin anew; gives the shards that are missing."""
+    """Go on with what is marked under this runtime and still whole, else begin anew; gives the shards that are missing.
+
+    Raises StudyError where another command is at work on this study under another runtime.
+    """
     method, study = run.method, progress.study.name
     folder, labels = ledger.folder(run.out, progress.key), _labels_url(image, method)
     runtime = method.spec.runtime
     held = ledger.read_plan(folder)
+    claim = progress.claim
+    assert claim is not None
     if (
         held is not None
         and (held["runtime_hash"], held["study"]) == (runtime.hash, study)
         and ome.made_for(labels) == progress.key
     ):
-        return set(plan.shards.indices()) - set(ledger.markers(folder, runtime.hash))
+        claim.share()
+        marked = ledger.markers(folder, runtime.hash)
+        for index in list(damaged(labels, plan.shards, marked)):
+            logger.warning("a label shard is damaged: it is made again", extra={"key": progress.key})
+            ledger.unmark(folder, index)
+            del marked[index]
+        return set(plan.shards.indices()) - marked.keys()
+    if not claim.first:
+        raise StudyError(
+            "storage",
+            "another command is at work on this study under another runtime (threads, precision, device): run this "
+            "again when that has ended",
+        )
     store.delete(store.join(folder, "done"))
     ome.list_labels(image.group, [n for n in ome.labels_listed(image.group) if n != method.card.name])
     store.delete(store.join(image.group, "labels", method.card.name))
@@ -174,6 +197,7 @@ def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[
             "shards": plan.shards.total,
         },
     )
+    claim.share()
     return set(plan.shards.indices())
 
 

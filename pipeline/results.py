@@ -16,6 +16,7 @@ import numpy as np
 
 from . import ledger, ome, store
 from .colors import label_colors
+from .errors import StudyError
 from .exports.nifti import write_nifti
 from .geometry import ome_scale
 from .grid import Shards, Triple
@@ -24,6 +25,7 @@ from .metrics.masks import stored_mask
 from .metrics.structures import merge_shards, structure_rows
 from .pyramid import build_pyramid
 from .sources.ome_metadata import read_image
+from .verify import gone
 
 SUFFIXES = {"nifti": ".nii.gz"}
 
@@ -70,6 +72,14 @@ def stands(out: str, study: str, key: str, model: str) -> bool:
     return model in ome.labels_listed(image) and ome.made_for(store.join(image, "labels", model)) == key
 
 
+def is_stored(record: Mapping[str, Any], group: str) -> bool:
+    """Whether level 0 of published labels takes as much room as when it was published: a file that is gone or cut off.
+
+    Bytes that rotted in place are found by whoever reads them (every chunk has a checksum). Older records do not say.
+    """
+    return record.get("stored") in (None, store.usage(store.join(group, "0")))
+
+
 def standing(out: str, key: str, model: str, but: str | None = None) -> str | None:
     """A name under which the result of `key` is published and stands, other than `but`; None where there is none."""
     names = ledger.published_names(ledger.folder(out, key))
@@ -84,6 +94,8 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
     shards = Shards(labels.shape, ome.shard_shape(labels.shape))
     if len(done) != shards.total:
         raise RuntimeError(f"{len(done)} of {shards.total} shards are marked: the study is not whole")
+    if lost := gone(store.join(labels.group, "0"), done):
+        raise StudyError("storage", f"{len(lost)} label shards are gone from the disk: run it again to make them anew")
     mask = stored_mask(store.join(labels.group, "0"), labels.affine)
     components = count_components(mask.slabs(), mask.shape)
     rows = structure_rows(merge_shards(done.values()), components, labels.structures, labels.shape, labels.affine)
@@ -109,6 +121,7 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
         "runtime": dict(labels.runtime),
         "structures": rows,
         "seconds": seconds,
+        "stored": store.usage(store.join(labels.group, "0")),
     }
     ledger.write_published(labels.ledger, labels.study, record)
     ledger.clear_failed(labels.ledger)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import ledger, results, store
+from . import ledger, locks, results, store
 from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
 from .errors import Cause, Interrupted, StudyError, UsageError
 from .ingest import Image, image_url
@@ -50,6 +50,7 @@ class Progress:
     message: str | None = None
     attempts: int = 1
     record: dict[str, Any] | None = None
+    claim: locks.Claim | None = None  # from planning to the end of the study: see `pipeline.locks`
 
 
 class Run:
@@ -89,7 +90,8 @@ class Run:
             self._engine = engine = self._start()
             self.workers = engine.workers
             self.budget = memory_budget(self.job, engine.workers)
-            self.baseline = measure(engine, self.method)
+            if not self.stop.is_set():  # asked to end while Ray was starting: a model is not loaded any more
+                self.baseline = measure(engine, self.method)
         return self._engine
 
     def _chosen(self, studies: list[Study]) -> list[Study]:
@@ -121,13 +123,18 @@ class Run:
         needed = False
         with self._set_aside(progress, "reading"):
             needed = take_in(self, progress)
-        if not needed:
+        if not needed or self.stop.is_set():
             return []
         self.engine()  # its failure is the run's, not this study's
+        if self.stop.is_set():
+            return []
         tasks: list[BlockTask] = []
         with self._set_aside(progress, "planning"):
             tasks += plan_blocks(self, progress)
         return tasks
+
+    def claim(self, progress: Progress) -> None:
+        progress.claim = locks.Claim(ledger.folder(self.out, progress.key), self.stop)
 
     @contextmanager
     def _set_aside(self, progress: Progress, stage: str) -> Iterator[None]:
@@ -213,10 +220,16 @@ class Run:
     def publish(self, progress: Progress) -> None:
         """Publish one whole study; a failure here is that study's alone."""
         with self._set_aside(progress, "publishing"):
-            self._publish(progress)
+            labels = self.labels_of(progress)
+            with locks.alone(labels.group, self.stop):
+                self._publish(progress, labels)
 
-    def _publish(self, progress: Progress) -> None:
-        labels = self.labels_of(progress)
+    def _publish(self, progress: Progress, labels: results.Labels) -> None:
+        if not progress.reused and results.stands(self.out, labels.study, labels.key, labels.name):
+            progress.record = ledger.published(labels.ledger, labels.study)
+            if progress.record is not None:  # another command was quicker
+                progress.state = "published"
+                return
         if progress.reused:
             results.export(labels, self.job.formats, only_missing=True)
             progress.state = "published"
@@ -325,3 +338,4 @@ class Run:
             for progress in self.studies:
                 if progress.state not in ("published", "failed"):
                     progress.state = "published" if progress.reused else "interrupted"
+                progress.claim = None

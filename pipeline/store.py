@@ -56,6 +56,12 @@ def size(url: str) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def usage(url: str) -> dict[str, int]:
+    """How many files lie below `url`, and their bytes."""
+    sizes = [os.stat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(local(url)) for name in names]
+    return {"files": len(sizes), "bytes": sum(sizes)}
+
+
 def read(url: str) -> bytes:
     return objects.read(url) if is_remote(url) else local(url).read_bytes()
 

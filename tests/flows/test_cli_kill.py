@@ -5,111 +5,33 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scans import (
-    Ended,
-    kill,
-    label_array,
-    leftovers,
-    markers,
-    mask_bytes,
-    maskmill,
-    random_model,
-    scan,
-    start,
-    table,
-    until,
-    wait,
-)
-
-import pipeline
+from commands import SHARDS, Work, check_kept, check_results, prepare, short_folder
+from scans import kill, leftovers, markers, maskmill, scan, start, until, wait
 
 pytestmark = pytest.mark.timeout(600)
 
 STUDIES = ("a", "b")
-SHARDS = 5  # of each study
-MODEL = "tiny-resunet"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A command line, its undisturbed results, and a place where it can be watched."""
-
-    arguments: tuple[object, ...]
-    undisturbed: Path
-    out: Path
-    temporary: Path
-    tag: str
-
-    def start(self, *flags: object) -> subprocess.Popen[str]:
-        return start("segment", *self.arguments, "-o", self.out, "--json", *flags, **self.environment)
-
-    def run(self, *flags: object) -> Ended:
-        return maskmill("segment", *self.arguments, "-o", self.out, "--json", *flags, **self.environment)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"TMPDIR": str(self.temporary), "MASKMILL_TEST_TAG": self.tag}
-
-    def processes(self) -> list[str]:
-        """Whatever still runs of all that these commands ever started: children inherit the environment."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if self.tag.encode() in (process / "environ").read_bytes():
-                    found.append(f"{process.name} {(process / 'cmdline').read_bytes()!r}")
-        return found
-
-    def marked(self, shards: int = 1) -> bool:
-        return len(markers(self.out)) >= shards
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[object, ...], Path]:
-    """Two scans that take some seconds each, and what an undisturbed run makes of them."""
-    top = tmp_path_factory.mktemp("kill")
-    for seed, study in enumerate(STUDIES, 1):
-        scan(top / f"in/{study}.nii.gz", seed, (24, 24, 260))
-    model = random_model(top / "model")
-    assert pipeline.segment(top / "in", model, top / "undisturbed", threads=1).exit_code == 0
-    assert len(markers(top / "undisturbed")) == SHARDS * len(STUDIES)
-    return (top / "in", "-m", model, "--threads", 1), top / "undisturbed"
+    arguments, undisturbed = prepare(tmp_path_factory.mktemp("kill"), STUDIES)
+    assert len(markers(undisturbed)) == SHARDS * len(STUDIES)
+    return arguments, undisturbed
 
 
 @pytest.fixture
 def work(prepared: tuple[tuple[object, ...], Path], tmp_path: Path) -> Iterator[Work]:
-    arguments, undisturbed = prepared
-    temporary = Path(tempfile.mkdtemp(prefix="mmt-", dir="/tmp"))  # Ray's sockets need a short path
-    yield Work(arguments, undisturbed, tmp_path / "out", temporary, uuid.uuid4().hex)
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_results(work: Work) -> None:
-    """Bit by bit what an undisturbed run makes, and nothing else left in OUT or in the temporary folder."""
-    for study in STUDIES:
-        np.testing.assert_array_equal(label_array(work.out, study, MODEL), label_array(work.undisturbed, study, MODEL))
-        assert mask_bytes(work.out, study) == mask_bytes(work.undisturbed, study)
-    assert table(work.out, "structures") == table(work.undisturbed, "structures")
-    assert leftovers(work.out) == []
-    assert list(work.temporary.iterdir()) == []
-    assert work.processes() == []
-
-
-def check_kept(work: Work, done: dict[str, int]) -> None:
-    now = markers(work.out)
-    assert {name: now[name] for name in done} == done, "marked shards were done again"
+    with short_folder() as temporary:
+        yield Work(*prepared, STUDIES, tmp_path / "out", temporary)
 
 
 # ----------------------------------------------------------------------------------------------------------- kill -9
