@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class ProgressLine:
@@ -18,6 +19,7 @@ class ProgressLine:
     def __init__(self) -> None:
         self.live: Any = None
         self.shown = self.began = time.monotonic()
+        self.looked = 0.0
         self.stage = ""
         self.first: tuple[float, float] | None = None  # when its first result came, and the share done by then
 
@@ -45,7 +47,10 @@ class ProgressLine:
             self.live.stop()
 
     def show(self, run: Run) -> None:
-        """Bring what is shown of a run over studies up to date."""
+        """Bring what is shown of a run over studies up to date: not at each of a million blocks, it counts them all."""
+        if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self.looked = time.monotonic()
         self.tell(_studies(run), run.fraction_done(), "of the tiles")
 
     def tell(self, text: str, fraction: float, of: str, *, stage: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Real file systems that are full: the study that finds no room fails alone, and with room the same command finishes."""
+"""Full disks: the study that finds no room fails alone, and when there is room the same command finishes."""
 
 from __future__ import annotations
 

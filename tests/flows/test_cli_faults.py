@@ -1,0 +1,110 @@
+"""Faults of the machine under real commands: Ray's daemons, poison, a stop while Ray starts, full disks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import Work, check_kept, check_results, check_study, prepare, short_folder
+from scans import markers, maskmill, until, wait
+
+pytestmark = pytest.mark.timeout(600)
+
+STUDIES = ("a", "b", "c", "d")
+SHAPE = (24, 24, 130)
+SHARDS = 3  # of each study
+
+# As a bug in native code would: the worker that opens this image is gone.
+POISON = """
+import os, signal, sys
+
+def die(event, arguments):
+    if event == "open" and "/c.ome.zarr/0/" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if "RAY_RAYLET_PID" in os.environ:
+    sys.addaudithook(die)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[object, ...], Path]:
+    return prepare(tmp_path_factory.mktemp("faults"), STUDIES, SHAPE)
+
+
+@pytest.fixture
+def work(prepared: tuple[tuple[object, ...], Path], tmp_path: Path) -> Iterator[Work]:
+    with short_folder() as temporary:
+        yield Work(*prepared, STUDIES, tmp_path / "out", temporary)
+
+
+def check_rerun(work: Work, done: dict[str, int]) -> None:
+    """The same command finishes and redoes nothing that was marked."""
+    until(lambda: not work.processes(), 30, 0.1)
+    ended = work.run("--engine", "serial")
+    assert (ended.code, ended.json["published"]) == (0, len(STUDIES)), ended.err
+    check_kept(work, done)
+    check_results(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("daemon", ["raylet/raylet", "gcs_server"])
+def test_a_private_cluster_that_loses_a_daemon_ends_and_the_next_run_goes_on(daemon: str, work: Work) -> None:
+    """What is marked by then is kept; the command says what is missing, and does not hang."""
+    driver = work.start("--workers", 2)
+    until(lambda: work.marked(2))
+    assert work.kill(daemon) == 1
+    ended = wait(driver, 240)
+    assert ended.code in (0, 1), ended.err
+    if ended.code == 1:
+        failed = [e for e in ended.json["studies"] if e["state"] != "published"]
+        assert {e["cause"] for e in failed} == {"crash"}
+    check_rerun(work, markers(work.out))
+
+
+def test_a_study_that_kills_its_worker_every_time_fails_alone(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison/sitecustomize.py").write_text(POISON)
+    root = Path(__file__).parents[2]
+    arguments = ("segment", *work.arguments, "-o", work.out, "--json", "--workers", 2)
+    ended = maskmill(*arguments, **work.environment, PYTHONPATH=f"{tmp_path / 'poison'}:{root}")
+    assert (ended.code, ended.json["published"], ended.json["failed"]) == (1, 3, 1), ended.err
+    (failed,) = [e for e in ended.json["studies"] if e["state"] == "failed"]
+    assert (failed["study"], failed["cause"]) == ("c", "crash")
+    (said,) = [e for e in maskmill("status", work.out, "--json").json["studies"] if e["state"] == "failed"]
+    assert (said["study"], said["cause"], said["attempts"]) == ("c", "crash", 3)
+    assert "the worker died" in said["message"]
+    for study in ("a", "b", "d"):
+        check_study(work, study)
+    assert len(markers(work.out)) == 3 * SHARDS
+    check_rerun(work, markers(work.out))  # without the poison
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+def test_a_sigterm_while_ray_starts(delay: float, work: Work) -> None:
+    driver = work.start("--workers", 2)
+    until(lambda: work.pids("watchdog.py"))
+    time.sleep(delay)
+    check_ends_soon(work, driver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.3, 0.6, 2.0, 3.0, 4.5])
+def test_a_sigterm_at_more_moments_while_ray_starts(delay: float, work: Work) -> None:
+    test_a_sigterm_while_ray_starts(delay, work)
+
+
+def check_ends_soon(work: Work, driver: subprocess.Popen[str]) -> None:
+    """With 130, without having begun, leaving nothing; a loaded machine may need a while to start and end Ray."""
+    driver.send_signal(signal.SIGTERM)
+    ended = wait(driver, 60)
+    assert ended.code == 130, ended.err
+    assert "run it again to go on" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+    assert not markers(work.out)
+    until(lambda: not work.processes(), 5, 0.1)
+    assert list(work.temporary.iterdir()) == []
