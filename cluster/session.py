@@ -222,16 +222,41 @@ def _refresh_authentication() -> None:
 
 @contextmanager
 def _c_handlers_kept() -> Iterator[None]:
-    """Signal handlers as they were. At the C level, since Python's `signal` works in the main thread only."""
+    """Signal handlers as they were. At the C level, since Python's `signal` works in the main thread only.
+
+    Ray's handlers stand for seconds while it starts. They hand a SIGTERM on to ours, but they also set an alarm that
+    aborts the process 3 s later, whatever ours does: so they are put back at once, again and again, and such an alarm
+    is turned off.
+    """
     libc = ctypes.CDLL(None)
-    kept = [(number, ctypes.create_string_buffer(512)) for number in SIGNALS]  # more than a struct sigaction
-    for number, action in kept:
-        libc.sigaction(int(number), None, action)
+    kept = [(number, _handler(libc, number)) for number in (*SIGNALS, signal.SIGALRM)]
+    over = threading.Event()
+
+    def put_back() -> None:
+        for number, action in kept:
+            if _handler(libc, number).raw != action.raw:
+                libc.sigaction(int(number), action, None)
+                if number == signal.SIGALRM:
+                    libc.alarm(0)
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            put_back()
+
+    watcher = threading.Thread(target=watch, name="ray-handlers", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        for number, action in kept:
-            libc.sigaction(int(number), action, None)
+        over.set()
+        watcher.join()
+        put_back()
+
+
+def _handler(libc: ctypes.CDLL, number: int) -> ctypes.Array[ctypes.c_char]:
+    action = ctypes.create_string_buffer(512)  # more than a struct sigaction
+    libc.sigaction(int(number), None, action)
+    return action
 
 
 @contextmanager

@@ -84,7 +84,21 @@ def test_a_study_that_kills_its_worker_every_time_fails_alone(work: Work, tmp_pa
     check_rerun(work, markers(work.out))  # without the poison
 
 
-@pytest.mark.parametrize("delay", [0.0, 1.0])
+def test_a_sigterm_as_ray_starts(work: Work) -> None:
+    """When its own handlers have just replaced ours, or for a moment that is too short to be seen."""
+    driver = work.start("--workers", 2)
+    until(lambda: catches_aborts(driver.pid) or work.pids("ray::"), pause=0.0005)
+    check_ends_soon(work, driver)
+
+
+def catches_aborts(pid: int) -> bool:
+    """Whether a process has a handler for SIGABRT: Ray's core has, we have not."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGABRT - 1) & 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 6.0])
 def test_a_sigterm_while_ray_starts(delay: float, work: Work) -> None:
     driver = work.start("--workers", 2)
     until(lambda: work.pids("watchdog.py"))
@@ -92,19 +106,12 @@ def test_a_sigterm_while_ray_starts(delay: float, work: Work) -> None:
     check_ends_soon(work, driver)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.3, 0.6, 2.0, 3.0, 4.5])
-def test_a_sigterm_at_more_moments_while_ray_starts(delay: float, work: Work) -> None:
-    test_a_sigterm_while_ray_starts(delay, work)
-
-
 def check_ends_soon(work: Work, driver: subprocess.Popen[str]) -> None:
-    """With 130, without having begun, leaving nothing; a loaded machine may need a while to start and end Ray."""
+    """With 130, leaving nothing; a loaded machine may need a while to start and end Ray."""
     driver.send_signal(signal.SIGTERM)
     ended = wait(driver, 60)
     assert ended.code == 130, ended.err
     assert "run it again to go on" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.err
-    assert not markers(work.out)
-    until(lambda: not work.processes(), 5, 0.1)
+    until(lambda: not work.processes(), 10, 0.1)
     assert list(work.temporary.iterdir()) == []
