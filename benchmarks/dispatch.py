@@ -88,19 +88,21 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
         def start(_: Any) -> RayEngine:
             return RayEngine(durable, worker="dispatch:EmptyWorker", workers=workers)
 
-        times: list[float] = []
+        began: list[tuple[float, float]] = []
         with ProgressLine() as line:
 
             def observe(whole: Any) -> None:
-                times.append(time.perf_counter()) if len(times) < 2 else times.__setitem__(1, time.perf_counter())
+                if not began:  # workers are there
+                    began.append((time.perf_counter(), time.process_time()))
                 line.show(whole)
 
             run_blocks(whole, start, publish, observe)
+        seconds, cpu = time.perf_counter() - began[0][0], time.process_time() - began[0][1]
         assert all(progress.state == "published" for progress in whole.studies)
-        seconds = times[1] - times[0]
     return {
         "blocks": blocks,
         "blocks_per_second": round(blocks / seconds, 1),
+        "driver_cpu_ms_per_block": round(1000 * cpu / blocks, 3),
         "driver_peak_mib": peak_rss() >> 20,
     }
 

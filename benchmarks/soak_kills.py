@@ -12,7 +12,6 @@ run is left in peace. Prints a table; exits with 1 at the first thing that is lo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -39,8 +38,11 @@ VICTIMS: dict[str, tuple[str, ...]] = {
     "Prefect server": ("server_process.py",),
     "watchdog": ("watchdog.py",),
 }
+ENDS = {0: "published all", 1: "with failures", 2: "did not start", -9: "killed"}
 SHAPE = (24, 24, 200)  # x, y, z: four label shards
 SHARDS = 4
+EARLY = 0.25  # the share of commands that may be struck before they have marked a shard
+LONGEST_PAUSE = 6.0  # seconds between two strikes
 ENOUGH_SECONDS = 30.0  # guarantee 3: no process of a killed driver outlives it by more
 
 
@@ -87,8 +89,9 @@ def soak(kills: int, seed: int, count: int, deadline: float) -> Tally:
             ended = one_run(work, chance, tally, kills if not last else 0)
             check_kept(work, done)
             gone_after(work, tally)
-            published = ended is not None and ended["published"] == count
-            tally.ends["published all" if published else "killed or not started" if ended is None else "failed"] += 1
+            published = ended.code in (0, 1) and ended.json["published"] == count
+            tally.ends[ENDS[0 if published else ended.code]] += 1
+            print(f"{sum(tally.kills.values())} kills, {len(markers(out))} shards, exit {ended.code}", file=sys.stderr)
             if not published:
                 assert not last, f"the last run, in peace, did not finish: {ended}"
                 continue
@@ -101,26 +104,28 @@ def soak(kills: int, seed: int, count: int, deadline: float) -> Tally:
             shutil.rmtree(out)
 
 
-def one_run(work: Any, chance: random.Random, tally: Tally, kills: int) -> dict[str, Any] | None:
-    """One command under fire; its line of JSON, None where the driver itself was killed."""
+def one_run(work: Any, chance: random.Random, tally: Tally, kills: int) -> Any:
+    """One command under fire, to its end."""
+    from scans import Ended, markers
+
     tally.runs += 1
+    before = len(markers(work.out))
     driver = work.start("--workers", 2)
+    early = chance.random() < EARLY  # else there is time to get somewhere first
     while driver.poll() is None:
-        pause = chance.uniform(0.2, 12.0)
+        pause = chance.uniform(0.2, LONGEST_PAUSE)
         try:
             driver.wait(pause if sum(tally.kills.values()) < kills else None)
         except subprocess.TimeoutExpired:
+            if not early and len(markers(work.out)) == before:
+                continue
             victim = strike(work, driver, chance)
             if victim is not None:
                 tally.kills[victim] += 1
-    out, err = driver.communicate()
-    # 2: Ray or the Prefect server was killed while it started.
-    assert driver.returncode in (0, 1, 2, -9), f"exit code {driver.returncode}: {err}"
-    assert "Traceback" not in err, err
-    if driver.returncode in (2, -9):
-        return None
-    document: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return document
+    ended = Ended(driver.returncode, *driver.communicate())
+    assert ended.code in ENDS, ended
+    assert "Traceback" not in ended.err, ended.err
+    return ended
 
 
 def strike(work: Any, driver: subprocess.Popen[str], chance: random.Random) -> str | None:
@@ -129,9 +134,6 @@ def strike(work: Any, driver: subprocess.Popen[str], chance: random.Random) -> s
     if not kinds or driver.poll() is not None:
         return None
     kind = chance.choice(sorted(kinds))
-    if kind == "driver":
-        driver.kill()
-        return kind
     try:
         os.kill(chance.choice(kinds[kind]), 9)
     except ProcessLookupError:
