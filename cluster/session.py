@@ -26,6 +26,7 @@ from .actor import scrub
 
 log = logging.getLogger(__name__)
 OBJECT_STORE = 80_000_000  # bytes, about the least that Ray takes: nothing but receipts passes through it
+LOOK_SECONDS = 0.1
 LONGEST_PARENT = 28  # characters: we add 14 and Ray about 62, and a Unix socket's path ends at 107
 QUIET: dict[str, str | None] = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,7 +86,9 @@ class Session:
                     with _c_handlers_kept():
                         self._init(home)
                     self._opened.set()
-                    self._closing.wait()
+                    while not self._closing.wait(LOOK_SECONDS):
+                        if home is not None:
+                            home.watch()
                 finally:
                     with _c_handlers_kept():
                         ray.shutdown()
@@ -131,33 +134,48 @@ class Session:
 
 
 class _Home:
-    """Where a private cluster lives, and how its processes are told from others."""
+    """Where a private cluster lives, how its processes are told from others, and the watchdog that ends them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark = folder, secrets.token_hex(8)
+        self.guard = self._start_guard()
 
-
-@contextmanager
-def _private_home() -> Iterator[_Home]:
-    """The folder, environment and watchdog of a private cluster; on leaving, nothing of it is left."""
-    home = _Home(_short_folder())
-    try:
-        guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", watchdog.__file__, home.mark, str(home.folder), str(os.getpid())],
+    def _start_guard(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", watchdog.__file__, self.mark, str(self.folder), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,  # a Ctrl-C goes to the whole process group
         )
+
+    def watch(self) -> None:
+        """Start the watchdog again, should somebody have killed it: two of Ray's agents outlive a killed driver."""
+        if self.guard.poll() is not None:
+            self.guard.communicate()
+            self.guard = self._start_guard()
+
+    def close(self) -> None:
+        """Have the watchdog sweep and remove the folder."""
+        self.watch()
+        self.guard.communicate()  # closes the pipe
+
+
+@contextmanager
+def _private_home() -> Iterator[_Home]:
+    """The folder, environment and watchdog of a private cluster; on leaving, nothing of it is left."""
+    folder = _short_folder()
+    try:
+        home = _Home(folder)
     except BaseException:
-        shutil.rmtree(home.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     try:
         with _environment({**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
             yield home
     finally:
-        guard.communicate()  # closes the pipe: it sweeps, removes the folder and ends
+        home.close()
         _refresh_authentication()
 
 

@@ -54,7 +54,8 @@ class Work:
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if self.tag.encode() in (process / "environ").read_bytes():
-                    found.append(f"{process.name} {(process / 'cmdline').read_bytes()!r}")
+                    command = (process / "cmdline").read_bytes().rstrip(b"\0")
+                    found.append(f"{process.name} {command!r}")
         return found
 
     def pids(self, *words: str) -> list[int]:

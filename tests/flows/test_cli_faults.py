@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import Work, check_kept, check_results, check_study, prepare, short_folder
-from scans import markers, maskmill, until, wait
+from scans import kill, markers, maskmill, until, wait
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -66,6 +67,18 @@ def test_a_private_cluster_that_loses_a_daemon_ends_and_the_next_run_goes_on(dae
     check_rerun(work, markers(work.out))
 
 
+@pytest.mark.slow
+def test_a_killed_watchdog_is_started_again_and_does_its_work(work: Work) -> None:
+    """Without one, agents of Ray outlive a killed driver by a minute and more."""
+    driver = work.start("--workers", 2)
+    until(lambda: work.marked(1))
+    (first,) = work.pids("watchdog.py")
+    os.kill(first, signal.SIGKILL)
+    until(lambda: [pid for pid in work.pids("watchdog.py") if pid != first], 30)
+    kill(driver)
+    check_rerun(work, markers(work.out))
+
+
 def test_a_study_that_kills_its_worker_every_time_fails_alone(work: Work, tmp_path: Path) -> None:
     (tmp_path / "poison").mkdir()
     (tmp_path / "poison/sitecustomize.py").write_text(POISON)
@@ -87,7 +100,7 @@ def test_a_study_that_kills_its_worker_every_time_fails_alone(work: Work, tmp_pa
 def test_a_sigterm_as_ray_starts(work: Work) -> None:
     """When its own handlers have just replaced ours, or for a moment that is too short to be seen."""
     driver = work.start("--workers", 2)
-    until(lambda: catches_aborts(driver.pid) or work.pids("ray::"), pause=0.0005)
+    until(lambda: catches_aborts(driver.pid) or work.pids("ray::Shell"), pause=0.0005)
     check_ends_soon(work, driver)
 
 
