@@ -1,7 +1,8 @@
 """Who is at work on what in OUT, so that two commands that share it never take anything from under each other.
 
 Locks are on folders that are there anyway (flock): they leave no file, and the kernel gives them back however their
-holder ends. Where a file system has none they do nothing, and it is up to the user to start one command at a time.
+holder ends. Where a file system has none, and in an object store, they do nothing: there it is up to the user to start
+one command at a time, or each with studies of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import store
+from . import objects, store
 from .errors import Interrupted, StudyError
 
 PATIENCE_SECONDS = 600.0  # with another command; the longest it holds a lock for itself is one study's publishing
@@ -58,6 +59,8 @@ class Claim:
 
 
 def _open(folder: str) -> int | None:
+    if objects.is_remote(folder):
+        return None
     path = store.local(folder)
     path.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -77,7 +77,12 @@ def is_stored(record: Mapping[str, Any], group: str) -> bool:
 
     Bytes that rotted in place are found by whoever reads them (every chunk has a checksum). Older records do not say.
     """
-    return record.get("stored") in (None, store.usage(store.join(group, "0")))
+    return record.get("stored") in (None, _stored(group))
+
+
+def _stored(group: str) -> dict[str, int]:
+    sizes = store.sizes(store.join(group, "0"))
+    return {"files": len(sizes), "bytes": sum(sizes.values())}
 
 
 def standing(out: str, key: str, model: str, but: str | None = None) -> str | None:
@@ -121,7 +126,7 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
         "runtime": dict(labels.runtime),
         "structures": rows,
         "seconds": seconds,
-        "stored": store.usage(store.join(labels.group, "0")),
+        "stored": _stored(labels.group),
     }
     ledger.write_published(labels.ledger, labels.study, record)
     ledger.clear_failed(labels.ledger)

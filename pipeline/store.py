@@ -56,10 +56,13 @@ def size(url: str) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def usage(url: str) -> dict[str, int]:
-    """How many files lie below `url`, and their bytes."""
-    sizes = [os.stat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(local(url)) for name in names]
-    return {"files": len(sizes), "bytes": sum(sizes)}
+def sizes(url: str) -> dict[str, int]:
+    """Bytes of every file below `url`, by its path from there."""
+    if is_remote(url):
+        return {path: item["size"] for path, item in objects.keys(url).items()}
+    root = local(url)
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
 
 
 def read(url: str) -> bytes:

@@ -41,5 +41,6 @@ def damaged(labels: str, shards: Shards, marked: Marked) -> Iterator[Triple]:
 
 def gone(labels: str, marked: Marked) -> list[Triple]:
     """The marked shards that hold labels and are not stored: reading them would give background."""
-    lead = ome.open_array(labels).ndim - 3
-    return [i for i, statistics in marked.items() if statistics and not store.size(shard_url(labels, i, lead))]
+    stored = store.sizes(store.join(labels, "c"))
+    lead = ["0"] * (ome.open_array(labels).ndim - 3)
+    return [i for i, statistics in marked.items() if statistics and not stored.get("/".join([*lead, *map(str, i)]))]

@@ -54,7 +54,7 @@ def segment(inputs: Path, out: Path) -> Summary:
 
 
 def stored(folder: Path) -> int:
-    return store.usage(str(folder))["bytes"]
+    return sum(store.sizes(str(folder)).values())
 
 
 def check_finished(out: Path, undisturbed: Path) -> None:
