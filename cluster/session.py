@@ -86,9 +86,7 @@ class Session:
                     with _c_handlers_kept():
                         self._init(home)
                     self._opened.set()
-                    while not self._closing.wait(LOOK_SECONDS):
-                        if home is not None:
-                            home.watch()
+                    self._closing.wait()
                 finally:
                     with _c_handlers_kept():
                         ray.shutdown()
@@ -139,6 +137,9 @@ class _Home:
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark = folder, secrets.token_hex(8)
         self.guard = self._start_guard()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="ray-watchdog", daemon=True)
+        self._watcher.start()
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -150,15 +151,21 @@ class _Home:
             start_new_session=True,  # a Ctrl-C goes to the whole process group
         )
 
-    def watch(self) -> None:
+    def _watch(self) -> None:
         """Start the watchdog again, should somebody have killed it: two of Ray's agents outlive a killed driver."""
+        while not self._over.wait(LOOK_SECONDS):
+            self._have_guard()
+
+    def _have_guard(self) -> None:
         if self.guard.poll() is not None:
             self.guard.communicate()
             self.guard = self._start_guard()
 
     def close(self) -> None:
         """Have the watchdog sweep and remove the folder."""
-        self.watch()
+        self._over.set()
+        self._watcher.join()
+        self._have_guard()
         self.guard.communicate()  # closes the pipe
 
 
@@ -242,33 +249,18 @@ def _refresh_authentication() -> None:
 def _c_handlers_kept() -> Iterator[None]:
     """Signal handlers as they were. At the C level, since Python's `signal` works in the main thread only.
 
-    Ray's handlers stand for seconds while it starts. They hand a SIGTERM on to ours, but they also set an alarm that
-    aborts the process 3 s later, whatever ours does: so they are put back at once, again and again, and such an alarm
-    is turned off.
+    Ray's stand for a second or more while it starts. They hand a SIGTERM on to ours, but first set an alarm that would
+    abort the process 3 s later: it is turned off here, and where it is early the command has SIGALRM blocked.
     """
     libc = ctypes.CDLL(None)
     kept = [(number, _handler(libc, number)) for number in (*SIGNALS, signal.SIGALRM)]
-    over = threading.Event()
-
-    def put_back() -> None:
-        for number, action in kept:
-            if _handler(libc, number).raw != action.raw:
-                libc.sigaction(int(number), action, None)
-                if number == signal.SIGALRM:
-                    libc.alarm(0)
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            put_back()
-
-    watcher = threading.Thread(target=watch, name="ray-handlers", daemon=True)
-    watcher.start()
     try:
         yield
     finally:
-        over.set()
-        watcher.join()
-        put_back()
+        if _handler(libc, signal.SIGALRM).raw != kept[-1][1].raw:
+            libc.alarm(0)
+        for number, action in kept:
+            libc.sigaction(int(number), action, None)
 
 
 def _handler(libc: ctypes.CDLL, number: int) -> ctypes.Array[ctypes.c_char]:

@@ -265,6 +265,9 @@ def _interrupt(*_: object) -> None:
 def main() -> None:
     """The script `maskmill`."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # While Ray starts its handler gets a SIGTERM first, and sets an alarm to abort this process in the midst of ending.
+    # Blocked before there are threads, it is blocked in all of them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -24,6 +24,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         assert isinstance(end.value.code, int)
         return Ended(end.value.code, said.out, said.err)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before, blocked = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield run
     signal.signal(signal.SIGTERM, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
