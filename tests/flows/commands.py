@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -69,6 +70,13 @@ class Work:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return len(pids)
+
+    def gone(self, seconds: float = 30) -> None:
+        """Wait until nothing is left of these commands: guarantee 3 gives it 30 s."""
+        end = time.monotonic() + seconds
+        while left := self.processes():
+            assert time.monotonic() < end, f"alive after {seconds} s: {left}"
+            time.sleep(0.05)
 
     def marked(self, shards: int = 1) -> bool:
         return len(markers(self.out)) >= shards

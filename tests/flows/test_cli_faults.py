@@ -45,7 +45,7 @@ def work(prepared: tuple[tuple[object, ...], Path], tmp_path: Path) -> Iterator[
 
 def check_rerun(work: Work, done: dict[str, int]) -> None:
     """The same command finishes and redoes nothing that was marked."""
-    until(lambda: not work.processes(), 30, 0.1)
+    work.gone()
     ended = work.run("--engine", "serial")
     assert (ended.code, ended.json["published"]) == (0, len(STUDIES)), ended.err
     check_kept(work, done)
@@ -138,5 +138,5 @@ def check_ended(work: Work, driver: subprocess.Popen[str]) -> None:
     assert ended.code == 130, ended.err
     assert "run it again to go on" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.err
-    until(lambda: not work.processes(), 10, 0.1)
+    work.gone(10)
     assert list(work.temporary.iterdir()) == []

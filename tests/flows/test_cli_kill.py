@@ -42,7 +42,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_run_goes_on(work: 
     until(lambda: work.marked(2))
     assert len(work.processes()) > 4  # Ray's daemons, workers and the Prefect server among them
     kill(driver)
-    until(lambda: not work.processes(), 30, 0.1)
+    work.gone()
     done = markers(work.out)
     assert 2 <= len(done) < SHARDS * len(STUDIES)
 
@@ -169,7 +169,7 @@ def test_a_driver_that_is_killed_again_and_again_gets_there(engine: str, work: W
         else:
             assert driver.returncode == 0
             driver.communicate()
-        until(lambda: not work.processes(), 30, 0.1)
+        work.gone()
         check_kept(work, done)
     ended = work.run(*flags)
     assert (ended.code, ended.json["published"]) == (0, 2)
@@ -215,7 +215,7 @@ def test_a_kill_while_the_first_database_is_made(work: Work, tmp_path: Path) -> 
     driver = start("segment", *work.arguments, "-o", work.out, "--engine", "serial", **environment)
     until(lambda: list(work.temporary.glob("maskmill-prefect-*/prefect.db*")))
     kill(driver)
-    until(lambda: not work.processes(), 30, 0.1)
+    work.gone()
     ended = maskmill("segment", *work.arguments, "-o", work.out, "--engine", "serial", "--json", **environment)
     assert json.loads(ended.out)["published"] == 2
     check_results(work)

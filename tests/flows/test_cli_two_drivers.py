@@ -49,7 +49,7 @@ def test_one_of_two_drivers_is_killed_and_the_other_finishes(work: Work) -> None
     ended = wait(finishes)
     assert (ended.code, ended.json["published"]) == (0, 2), ended.err
     check_kept(work, done)
-    until(lambda: not work.processes(), 30, 0.1)
+    work.gone()
     ended = work.run("--engine", "serial")  # what the killed one left is swept by who is alone
     assert (ended.code, ended.json["reused"], ended.json["blocks_computed"]) == (0, 2, 0)
     check_results(work)
