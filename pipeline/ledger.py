@@ -88,7 +88,10 @@ def write_marker(ledger: str, shard: Triple, runtime: str, statistics: Mapping[s
 
 def unmark(ledger: str, shard: Triple) -> None:
     """Take back that a shard is whole: its bytes were found damaged."""
-    store.delete(store.join(ledger, "done", marker_name(shard)))
+    name, together = marker_name(shard), _together(ledger)
+    if together.pop(name, None) is not None:
+        store.write_json(store.join(ledger, "done", TOGETHER), together)
+    store.delete(store.join(ledger, "done", name))
 
 
 def is_marked(ledger: str, shard: Triple, runtime: str) -> bool:

@@ -204,3 +204,14 @@ def test_a_plan_there_and_back(tmp_path: Path) -> None:
     assert ledger.read_plan(folder) == plan
     ledger.write_plan(folder, {"study": "a", "shards": 3})  # damaged: as if it were not there
     assert ledger.read_plan(folder) is None
+
+
+def test_a_shard_is_taken_back_whether_its_marker_is_folded_or_not(tmp_path: Path) -> None:
+    folder = ledger.folder(str(tmp_path), "k")
+    for x in range(3):
+        ledger.write_marker(folder, (0, 0, x), "r", {})
+    ledger.fold(folder)
+    ledger.write_marker(folder, (0, 0, 3), "r", {})
+    for x in (1, 3):
+        ledger.unmark(folder, (0, 0, x))
+    assert ledger.markers(folder, "r") == {(0, 0, 0): {}, (0, 0, 2): {}}
