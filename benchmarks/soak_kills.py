@@ -126,6 +126,7 @@ def one_run(work: Any, chance: random.Random, tally: Tally, kills: int) -> Any:
                 tally.kills[victim] += 1
     ended = Ended(driver.returncode, *driver.communicate())
     assert ended.code in ENDS, ended
+    assert ended.out or ended.code in (2, -9), f"it ended without its line of JSON: {ended}"
     assert "Traceback" not in ended.err, ended.err
     return ended
 
