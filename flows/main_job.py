@@ -39,7 +39,7 @@ def segment_job(job: Job) -> Summary:
     run = start_run(job)
     _warn_of_threads(job, run.method.spec.runtime.threads)
     try:
-        with run_log(run.out, run.id), ProgressLine() as line, prefect_server():
+        with run_log(run.out, run.id, run.last_lines), ProgressLine() as line, prefect_server():
             from .segment import run_flow
             from .stages import stopping
 

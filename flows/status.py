@@ -40,6 +40,7 @@ def read_status(out: str) -> list[dict[str, Any]]:
         failed, plan = ledger.read_failed(folder), ledger.read_plan(folder)
         if failed is not None:
             facts = {name: failed[name] for name in ("study", "cause", "message", "attempts")}
+            facts["log"] = failed.get("log", [])
             entries.append({"key": key, "state": "failed", **facts})
         elif plan is not None and not ledger.published_names(folder) and _stands(out, key, plan):
             done = len(ledger.markers(folder, plan["runtime_hash"]))

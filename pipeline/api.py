@@ -84,7 +84,7 @@ def segment(
     chosen: EngineFactory = SerialEngine if engine == "serial" else _factory(engine)
     job = make_job(_settings(inputs, model) | {"out": str(out), "engine": "serial"} | settings)
     run = start_run(job)
-    with run_log(run.out, run.id):
+    with run_log(run.out, run.id, run.last_lines):
         run_blocks(run, chosen)
         return finish(run, References(job.reference, run))
 

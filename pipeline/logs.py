@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from . import objects, store
 
 PUT_SECONDS = 60.0
+KEPT_LINES = 10
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -44,6 +46,26 @@ def _places(traceback: object) -> list[str]:
     return places[-8:]
 
 
+class LastLines(logging.Handler):
+    """The last lines that the log has of each study, for the record of one that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_JsonLines())
+        self._kept: dict[str, deque[str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        key = getattr(record, "key", None)
+        if isinstance(key, str):
+            self._kept.setdefault(key, deque(maxlen=KEPT_LINES)).append(self.format(record))
+
+    def of(self, key: str) -> list[str]:
+        return list(self._kept.get(key, ()))
+
+    def forget(self, key: str) -> None:
+        self._kept.pop(key, None)
+
+
 def _file_handler(path: Path) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
     return logging.FileHandler(path, encoding="utf-8")
@@ -72,20 +94,22 @@ class _ObjectHandler(logging.Handler):
 
 
 @contextmanager
-def run_log(out: str, run_id: str) -> Iterator[None]:
-    """Send what the logger "maskmill" is told to this run's log."""
+def run_log(out: str, run_id: str, *others: logging.Handler) -> Iterator[None]:
+    """Send what the logger "maskmill" is told to this run's log, and to `others`."""
     url = store.join(out, "runs", run_id, "log.jsonl")
     logger = logging.getLogger("maskmill")
     handler = _ObjectHandler(url) if objects.is_remote(url) else _file_handler(store.local(url))
     handler.setFormatter(_JsonLines())
     level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
+    for each in (handler, *others):
+        logger.addHandler(each)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for each in (handler, *others):
+            logger.removeHandler(each)
         logger.setLevel(level)
         logger.propagate = propagate
         handler.close()

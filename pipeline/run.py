@@ -20,6 +20,7 @@ from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
 from .errors import Cause, Interrupted, StudyError, UsageError
 from .ingest import Image, image_url
 from .job import Job
+from .logs import LastLines
 from .prepare import measure, plan_blocks, take_in, tiles_of
 from .sources import Found, Study
 from .sources.names import study_name
@@ -67,6 +68,7 @@ class Run:
         self.gave_up = False
         self.began = time.time()
         self.failed_before = ledger.all_failed(self.out)
+        self.last_lines = LastLines()
         self.studies = [Progress(study, ledger.location_key(study.source)) for study in self._chosen(found.studies)]
         self.inputs_failed = found.failures
         self.by_key: dict[str, list[Progress]] = {}
@@ -247,6 +249,7 @@ class Run:
         )
         progress.state = "published"
         logger.info("published", extra={"key": progress.key})
+        self.last_lines.forget(progress.key)
 
     def _copy_from_twin(self, labels: results.Labels) -> None:
         """Labels of the same content that stand published under another name are copied, not computed."""
@@ -290,6 +293,7 @@ class Run:
             "message": error.message,
             "attempts": attempts,
             "run": self.id,
+            "log": self.last_lines.of(progress.key),
         }
         with suppress(OSError):  # a full disk must not end the night: the summary says it all the same
             ledger.write_failed(ledger.folder(self.out, progress.key), record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import threading
@@ -94,3 +95,22 @@ def test_a_mask_that_finds_no_room_is_not_half_there(tmp_path: Path) -> None:
     assert (again.published, again.blocks_computed, again.exit_code) == (1, 0, 0)
     whole = (tmp_path / "apart/masks/x.nii.gz").read_bytes()
     assert (tmp_path / "out/masks/x.nii.gz").read_bytes() == whole
+
+
+def test_the_record_of_a_failure_has_its_last_log_lines(tmp_path: Path) -> None:
+    """And those of no other study; what it says names no path."""
+    scan(tmp_path / "in/good.nii.gz", 1, (12, 14, 140))
+    scan(tmp_path / "in/secret-name.nii.gz", 2)
+    raw = bytearray((tmp_path / "in/secret-name.nii.gz").read_bytes())
+    (tmp_path / "in/secret-name.nii.gz").write_bytes(raw[:-40])
+    summary = pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "out")
+    assert (summary.published, summary.failed) == (1, 1)
+    (failed,) = (tmp_path / "out").glob("ledger/*/failed.json")
+    record = json.loads(failed.read_text())
+    lines = [json.loads(line) for line in record["log"]]
+    assert 1 <= len(lines) <= 10
+    assert {line["key"] for line in lines} == {failed.parent.name}
+    assert lines[-1]["level"] == "error"
+    assert lines[-1]["event"] == record["message"]
+    assert "secret-name" not in "".join(record["log"])
+    assert (record["cause"], record["attempts"], record["run"]) == ("input", 1, summary.run)
