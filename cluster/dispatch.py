@@ -211,6 +211,8 @@ class Dispatch:
     def _stranded(self) -> Iterator[Outcome]:
         """Give up blocks whose kind of actor has been away for too long while others were there."""
         present = {member.kind for member in self.pool.members if member.ready}
+        if not present:
+            return  # the pool itself says when there is no more hope
         for kind in present & self._absent.keys():
             del self._absent[kind]
         for kind in {job.kind for job in self.todo} - present:

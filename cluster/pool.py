@@ -69,6 +69,7 @@ class Pool:
         self._last_words = "; usually too little memory on the node, or a broken driver or library"
         self._not_before = 0.0
         self._starving = Clock()  # since some actor was last ready
+        self._first_took = 0.0  # seconds, until the first was
 
     # -- asking for actors -----------------------------------------------------------------------------------------
 
@@ -121,7 +122,8 @@ class Pool:
             else:
                 member.runtime, member.greeting = answer.runtime, None
                 member.memory = answer.memory // self._places(member.node)
-                self._ever_ready = True
+                if not self._ever_ready:
+                    self._ever_ready, self._first_took = True, self._starving.look()
 
     def any_ready(self, kind: str | None = None) -> Member:
         """The ready actor, of this kind, with least to do; waits for one. Raises what `grow` and `welcome` raise."""
@@ -164,7 +166,7 @@ class Pool:
         Else all first studies would go to the kind of worker that happened to be the first.
         """
         self._gathered = True
-        end = time.monotonic() + max(GATHER_SECONDS, self._starving.seconds)
+        end = time.monotonic() + max(GATHER_SECONDS, self._first_took)
         while time.monotonic() < end and not all(member.ready for member in self.members):
             self._hear_greetings()
 
