@@ -19,7 +19,13 @@ from segmodels.runtime import Runtime
 
 HERE = str(Path(__file__).parent)
 WORKER = "engine_workers:Worker"
-ONE_KIND = Runtime("cpu", "torch", "fp32", 1, 1, ())
+
+
+def runtime_of(kind: str) -> Runtime:
+    return Runtime("cpu", "torch", "fp32", 1, 1, (("cpu", kind),))
+
+
+ONE_KIND = runtime_of("one")
 HANGING = 99  # so many channels are never measured
 
 
@@ -45,7 +51,7 @@ class Spec:
 
 
 class Worker:
-    runtime = ONE_KIND
+    runtime = runtime_of(os.environ.get("TEST_KIND", "one"))  # a variable of its node
 
     def __init__(self, spec: Spec) -> None:
         self.steps = 0

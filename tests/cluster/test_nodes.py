@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import ray
 from engine_runs import failures, indices, outcomes, works
-from engine_workers import WORKER, Spec, Task, begun
+from engine_workers import WORKER, Spec, Task, begun, runtime_of
 from nodes import Nodes, wait_until
 
 from cluster import dispatch
 from cluster.engine import RayEngine
-from pipeline.engine import Receipt
+from pipeline.engine import Receipt, Stranded
 from pipeline.errors import StudyError, UsageError
 
 pytestmark = pytest.mark.timeout(600)
@@ -158,6 +158,33 @@ def test_a_node_with_other_versions_is_refused_by_name(nodes: Nodes, tmp_path: P
         words = r"^a node of the Ray cluster has numpy 0\.0\.1 \(driver: \d[\d.]+\); install the same versions on every"
         with pytest.raises(UsageError, match=words):
             outcomes(engine, works(2))
+
+
+def test_a_kind_with_much_to_do_does_not_keep_another_waiting(nodes: Nodes) -> None:
+    """Works come in one line; those of another kind are drawn past a study that waits for its own."""
+    nodes.add(TEST_KIND="slow")
+    nodes.add(TEST_KIND="quick")
+    slow, quick = runtime_of("slow").hash, runtime_of("quick").hash
+    given = [(Task("slow", i, "sleep", 2.0, runtime=slow),) for i in range(12)]
+    given += [(Task("quick", i, runtime=quick),) for i in range(4)]
+    with joined(nodes, 2) as engine:
+        wait_until(lambda: len(engine.kinds()) == 2)
+        assert {kind.runtime.hash for kind in engine.kinds()} == {slow, quick}
+        order = [outcome.key for outcome in engine.run(given, threading.Event())]
+    assert sorted(order) == ["quick"] * 4 + ["slow"] * 12
+    assert order.index("quick") < 4
+
+
+def test_blocks_of_a_kind_that_is_gone_are_stranded(nodes: Nodes) -> None:
+    nodes.add(TEST_KIND="here")
+    here, gone = runtime_of("here").hash, runtime_of("gone").hash
+    with joined(nodes, 2) as engine:
+        engine.kinds()
+        engine._pool.patience = 2.0
+        tasks = [Task("study", i, "sleep", 0.2, runtime=gone if i % 2 else here) for i in range(6)]
+        found = outcomes(engine, [(task,) for task in tasks])
+    assert indices(found) == list(range(6))
+    assert {(o.index, o.runtime) for o in found if isinstance(o, Stranded)} == {(1, gone), (3, gone), (5, gone)}
 
 
 def test_memory_of_a_worker_is_its_part_of_its_node(nodes: Nodes) -> None:
