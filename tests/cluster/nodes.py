@@ -23,6 +23,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": HEALTH}
+        self._sigterm = signal.getsignal(signal.SIGTERM)  # Ray's nodes take it over
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
 
     @property
@@ -65,6 +66,7 @@ class Nodes:
     def close(self) -> None:
         self.clear()
         self._cluster.shutdown()
+        signal.signal(signal.SIGTERM, self._sigterm)
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 120) -> None:
