@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-import contextvars
-import queue
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any, cast
 
 from pipeline.engine import Failure, Outcome, Stranded
 from pipeline.errors import Cause
 
 from .actor import Refusal, scrub
+from .feed import Feed
 from .member import IN_FLIGHT, Clock, Job, Member
-from .pool import Pool, living_nodes, node_went
+from .pool import Pool
+from .trouble import epitaph, living_nodes, node_went
 
 WATCH_SECONDS = 1.0  # between two looks at who hangs
 NODES_LOST = 20  # of one block, before it is given up: a cluster must not eat nodes for ever
-
-
-class Feed:
-    """Pulls works from an iterable in a thread of its own, exactly as many as were asked for.
-
-    The iterable may block for minutes, while a study is being read, without keeping receipts from coming
-    out.
-    """
-
-    def __init__(self, works: Iterable[tuple[Any, ...]]) -> None:
-        self.asked = 0
-        self.ended = False
-        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        run = contextvars.copy_context().run  # the iterable keeps the caller's loggers and clients
-        threading.Thread(target=run, args=(self._pull, works), name="works", daemon=True).start()
-
-    def _pull(self, works: Iterable[tuple[Any, ...]]) -> None:
-        try:
-            iterator = iter(works)
-            try:
-                while self._wanted.get():
-                    self._found.put(("work", next(iterator)))
-            finally:
-                if hasattr(iterator, "close"):
-                    iterator.close()
-        except StopIteration:
-            self._found.put(("end", None))
-        except BaseException as error:
-            self._found.put(("error", error))
-
-    def ask(self, count: int) -> None:
-        """Want `count` works that are not here yet, those asked for before included."""
-        while self.asked < count and not self.ended:
-            self.asked += 1
-            self._wanted.put(True)
-
-    def take(self, timeout: float) -> list[tuple[Any, ...]]:
-        """The works that have come, after waiting for the first; raises what the iterable raised."""
-        works: list[tuple[Any, ...]] = []
-        with suppress(queue.Empty):
-            while True:
-                kind, value = self._found.get(timeout=timeout) if timeout else self._found.get_nowait()
-                timeout = 0.0
-                if kind == "error":
-                    raise value
-                if kind == "end":
-                    self.ended, self.asked = True, 0
-                else:
-                    self.asked -= 1
-                    works.append(value)
-        return works
-
-    def close(self) -> None:
-        """Pull no more. A blocked iterable is left to end by itself."""
-        self._wanted.put(False)
 
 
 class Dispatch:
@@ -210,7 +153,7 @@ class Dispatch:
 
     def _stranded(self) -> Iterator[Outcome]:
         """Give up blocks whose kind of actor has been away for too long while others were there."""
-        present = {member.kind for member in self.pool.members if member.ready}
+        present = {member.kind for member in self.pool.members if member.kind is not None}
         if not present:
             return  # the pool itself says when there is no more hope
         for kind in present & self._absent.keys():
@@ -233,7 +176,7 @@ class Dispatch:
             if node_went(member, error):
                 yield from self._evacuate(member)
             else:
-                yield from self._mourn(member, _died(_epitaph(error)))
+                yield from self._mourn(member, _died(epitaph(error)))
             return
         except ray.exceptions.OutOfMemoryError:
             yield from self._mourn(member, _died("Ray ended it because its node was out of memory"))
@@ -315,18 +258,3 @@ def _failure(job: Job, refusal: Refusal, attempts: int) -> Failure:
 
 def _died(how: str) -> Refusal:
     return Refusal("crash", f"the worker died while running this block: {how}")
-
-
-def _epitaph(error: Any) -> str:
-    """What Ray knows of a death, in one line without paths."""
-    text = str(error)
-    for sign, meaning in (
-        ("memory pressure", "Ray ended it because its node was out of memory"),
-        ("node was terminated", "its node is gone"),
-        ("The node", "its node is gone"),
-        ("SIGTERM", "it got SIGTERM"),
-        ("connection error code 2", "it was killed or crashed in native code (most often: out of memory)"),
-    ):
-        if sign in text:
-            return meaning
-    return scrub(text.strip().splitlines()[-1])

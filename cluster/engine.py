@@ -11,8 +11,9 @@ from pipeline.errors import UsageError
 
 from .actor import Refusal
 from .dispatch import Dispatch
-from .pool import THREADS, Pool, refused
+from .pool import THREADS, Pool
 from .session import Session
+from .trouble import refused
 
 if TYPE_CHECKING:
     from pipeline.engine import Baseline, Kind, Outcome, Work

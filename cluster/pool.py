@@ -7,13 +7,14 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from pipeline.engine import Kind
-from pipeline.errors import Cause, StudyError, UsageError
+from pipeline.errors import StudyError, UsageError
 
-from .actor import Born, Refusal, Shell, scrub, versions
+from .actor import Born, Refusal, Shell, versions
 from .member import Clock, Job, Member
+from .trouble import cannot_start, duration, node_went, refused, starved
 
 WATCH = "watch"  # the concurrency group in which an actor answers while it works
 GATHER_SECONDS = 5.0  # the least time that the workers of a joined cluster are given to come together
@@ -103,11 +104,11 @@ class Pool:
                 answer = ray.get(said)
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
-                    raise _cannot_start(error) from error
+                    raise cannot_start(error) from error
                 self.bury(member, useless=not node_went(member, error))
                 return
             except (ray.exceptions.RuntimeEnvSetupError, ray.exceptions.ActorUnschedulableError) as error:
-                raise _cannot_start(error) from error
+                raise cannot_start(error) from error
             except ray.exceptions.RayError:
                 self.bury(member, useless=True)
                 return
@@ -192,7 +193,7 @@ class Pool:
 
         if not self.shared:
             return self.workers
-        has = next((n["Resources"] for n in ray.nodes() if n["NodeID"] == node), {})
+        has: dict[str, float] = next((n["Resources"] for n in ray.nodes() if n["NodeID"] == node), {})
         asks = {name: self._options.get(f"num_{name.lower()}s", 0) for name in ("CPU", "GPU")}
         places = [int(has.get(name, 0) / count + 1e-6) for name, count in asks.items() if count]
         return max(1, min([self.workers, *places]))
@@ -252,7 +253,7 @@ class Pool:
             return still > self.stall
 
     def stall_words(self) -> str:
-        return f"the worker made no progress for {_duration(self.stall)} (--stall-minutes) and was ended"
+        return f"the worker made no progress for {duration(self.stall)} (--stall-minutes) and was ended"
 
     def bury(self, member: Member, *, useless: bool) -> list[Job]:
         """Drop `member`, dead or to be killed; what it had been given comes back, the running one first."""
@@ -272,7 +273,7 @@ class Pool:
         """End `member`, which hangs while it loads."""
         with self._lock:
             if not member.ready:
-                self._last_words = f": loading the model took longer than {_duration(self.stall)} (--stall-minutes)"
+                self._last_words = f": loading the model took longer than {duration(self.stall)} (--stall-minutes)"
                 self.bury(member, useless=True)
 
     def lost(self, member: Member, error: Exception | None = None) -> None:
@@ -301,23 +302,8 @@ class Pool:
     # -- what went wrong -------------------------------------------------------------------------------------------
 
     def _starved(self) -> Exception:
-        import ray
-
-        free = ray.available_resources()
-        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
         asks = {name: self._options.get(f"num_{name.lower()}s", 0) for name in ("CPU", "GPU")}
-        needs = " and ".join(f"{count:g} {name}" for name, count in asks.items() if count) or "memory"
-        facts = f"each needs {needs}, and the Ray cluster has {has} free"
-        if self._ever_ready:
-            return StudyError(
-                "timeout",
-                f"no worker is left and none came within {_duration(self.patience)} (--wait-minutes): {facts}; "
-                "run it again when there are machines",
-            )
-        return UsageError(
-            f"0 of {self.workers} workers started within {_duration(self.patience)} (--wait-minutes): {facts}; "
-            "ask for less or wait until others have finished"
-        )
+        return starved(asks, self.workers, self.patience, mid_run=self._ever_ready)
 
     def _dying(self) -> Exception:
         what = f"{self._useless} in a row died while they loaded or idled{self._last_words}"
@@ -325,35 +311,6 @@ class Pool:
         if self._ever_ready:
             return StudyError("crash", f"workers keep dying: {what}")
         return UsageError(f"no worker could start: {what}")
-
-
-def living_nodes() -> set[str]:
-    import ray
-
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def node_went(member: Member, error: Exception) -> bool:
-    """Whether it was the node of `member` that went, as far as Ray knows by now."""
-    if getattr(error, "preempted", False) or "its node has died" in str(error):
-        return True
-    return member.node is not None and member.node not in living_nodes()
-
-
-def refused(refusal: Refusal) -> Exception:
-    """`refusal` as the exception that it stands for."""
-    if refusal.cause == "usage":
-        return UsageError(refusal.message)
-    return StudyError(cast(Cause, refusal.cause), refusal.message)
-
-
-def _cannot_start(error: Exception) -> UsageError:
-    lines = str(error).strip().splitlines()
-    return UsageError(f"a worker could not start on its node: {scrub(lines[-1] if lines else repr(error))}")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
 
 
 def _kill(member: Member) -> None:

@@ -258,10 +258,10 @@ def test_nothing_but_receipts_passes_through_ray(engine: RayEngine) -> None:
 
 def test_thousands_of_small_blocks_are_no_burden(engine: RayEngine) -> None:
     outcomes(engine, works(4))
-    begin = time.monotonic()
+    begin = time.process_time()
     found = outcomes(engine, works(1000))
     assert Counter(type(outcome) for outcome in found) == {Receipt: 1000}
-    assert time.monotonic() - begin < 20  # about 1 s on two free cores
+    assert time.process_time() - begin < 5  # of the driver; measured: 0.8 s
 
 
 @pytest.mark.parametrize(
