@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.engine import share_of_machine
 from pipeline.errors import StudyError, UsageError
+
+if TYPE_CHECKING:
+    from segmodels.runtime import Runtime
 
 Versions = tuple[tuple[str, str], ...]
 
@@ -28,16 +32,28 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An actor's hello: its model is loaded and its versions are the driver's."""
+class Born:
+    """An actor's first word: its process is there, on this node of the cluster, with the driver's versions."""
 
     pid: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An actor's hello: its model is loaded. `memory`: bytes that a worker alone on its machine may use."""
+
+    runtime: Runtime
+    memory: int
 
 
 def versions() -> Versions:
-    """What must be the same in the driver and in every actor, so that their labels are."""
+    """What must be the same in the driver and in every actor, so that their labels are.
+
+    What reads, normalises, predicts and writes voxels; the instruction set and the device may differ, see `Ready`.
+    """
     named = [("python", ".".join(map(str, sys.version_info[:2])))]
-    for package in ("maskmill", "ray", "torch"):
+    for package in ("maskmill", "ray", "torch", "numpy", "zarr", "numcodecs"):
         try:
             named.append((package, version(package)))
         except PackageNotFoundError:
@@ -104,20 +120,35 @@ def _is_poison(error: BaseException) -> bool:
 
 
 class Shell:
-    """One warm worker in one process. It never raises: results and refusals are small values."""
+    """One warm worker in one process. It never raises: results and refusals are small values.
+
+    Its calls run one after another in one thread, but for `steps`, which answers in another: so the driver can tell
+    a worker that is slow from one that hangs.
+    """
 
     def __init__(self, worker: str, spec: Any, driver: Versions) -> None:
+        self.worker: Any = None
         self.refusal: Refusal | None = None
         if (line := mismatch(driver, versions())) is not None:
             self.refusal = Refusal("usage", line)
-            return
-        self.worker = self._guarded(lambda: load(worker)(spec))
-        if isinstance(self.worker, Refusal):
-            self.refusal = self.worker
+        self._load = lambda: load(worker)(spec)
+
+    def born(self) -> Born | Refusal:
+        """Where this process is. The model is loaded later: that may hang, and then it should be known where."""
+        import ray
+
+        return self.refusal or Born(os.getpid(), ray.get_runtime_context().get_node_id())
 
     def hello(self) -> Ready | Refusal:
-        """Whether the worker is ready."""
-        return self.refusal or Ready(os.getpid())
+        """Load the worker."""
+        self.worker = self.worker or self._guarded(self._load)
+        if isinstance(self.worker, Refusal):
+            self.refusal = self.worker
+        return self.refusal or Ready(self.worker.runtime, share_of_machine(1))
+
+    def steps(self) -> int:
+        """How much the worker has done since it began: what matters is that it grows."""
+        return int(getattr(self.worker, "steps", 0))  # it may be loading
 
     def measure(self, window: tuple[int, int, int], channels: int) -> Any:
         """The worker's baseline, or why there is none."""

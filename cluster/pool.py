@@ -1,20 +1,23 @@
-"""The actors of an engine: one warm worker each, started when there is work, replaced when they die."""
+"""The actors of an engine: one warm worker each, started when there is work, replaced when they die or hang."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from pipeline.errors import Cause, StudyError, UsageError
+from pipeline.engine import Kind
+from pipeline.errors import StudyError, UsageError
 
-from .actor import Refusal, Shell, scrub, versions
+from .actor import Born, Refusal, Shell, versions
+from .member import Clock, Job, Member
+from .trouble import cannot_start, duration, node_went, refused, starved
 
-IN_FLIGHT = 2  # works per actor: the next one is there when the first is done
+WATCH = "watch"  # the concurrency group in which an actor answers while it works
+GATHER_SECONDS = 5.0  # the least time that the workers of a joined cluster are given to come together
 THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -25,103 +28,232 @@ THREADS = (
 )
 
 
-@dataclass(eq=False)
-class Job:
-    """A work on its way. One that was near a death goes `alone`, so that the next death is surely its own."""
-
-    tasks: tuple[Any, ...]
-    attempts: int = 0
-    alone: bool = False
-    due: float = 0.0  # not before this time (monotonic seconds)
-
-
-@dataclass(eq=False)
-class Member:
-    """One actor and what it was given, in the order in which it runs it."""
-
-    number: int
-    actor: Any
-    hello: Any
-    ready: bool = False
-    flying: deque[tuple[Any, Job]] = field(default_factory=deque)
-
-    @property
-    def head(self) -> Any:
-        """What it will answer next, if anything."""
-        if not self.ready:
-            return self.hello
-        return self.flying[0][0] if self.flying else None
-
-    def takes(self, job: Job) -> bool:
-        if not self.ready or any(other.alone for _, other in self.flying):
-            return False
-        return len(self.flying) < (1 if job.alone else IN_FLIGHT)
-
-
 class Pool:
     """At most `workers` actors of `Shell(worker, spec)`. Its methods may be called from any thread.
 
     An actor that dies before it has shown any use (while it loads, or idle) is replaced after a pause that
     doubles; `boots` such deaths more than there are workers, without a finished block in between, are an
-    error.
+    error. That its node went is not held against it.
+
+    shared: the cluster is not ours alone. Then all workers are asked for at once, so that an autoscaler hears of
+    them, and they may be of several kinds; else there is one kind, and they start as there is work.
+    patience: seconds without any ready actor after which there is no more hope. stall: seconds after which an
+    actor that does not get on with its work hangs.
     """
 
     def __init__(
-        self, spec: Any, worker: str, *, workers: int, options: dict[str, Any], boots: int, patience: float
+        self,
+        spec: Any,
+        worker: str,
+        *,
+        workers: int,
+        options: dict[str, Any],
+        boots: int,
+        patience: float,
+        stall: float,
+        shared: bool = False,
     ) -> None:
         import ray
 
-        self.workers, self.boots, self.patience = workers, boots, patience
+        self.workers, self.boots, self.patience, self.stall, self.shared = workers, boots, patience, stall, shared
         self.members: list[Member] = []
-        self._make = ray.remote(Shell).options(max_restarts=0, max_task_retries=0, **options)
+        self.waiting: Counter[str] = Counter()  # jobs of each kind that nobody was given yet
+        self._make = ray.remote(concurrency_groups={WATCH: 1})(Shell).options(
+            max_restarts=0, max_task_retries=0, **options
+        )
         self._options = options
         self._args = (worker, spec, versions())
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         self._useless = 0
-        self._ever_ready = False
+        self._ever_ready = self._gathered = False
         self._last_words = "; usually too little memory on the node, or a broken driver or library"
         self._not_before = 0.0
-        self._alive_at = 0.0  # when some actor was last ready, or the first was asked for
+        self._starving = Clock()  # since some actor was last ready
+        self._first_took = 0.0  # seconds, until the first was
+
+    # -- asking for actors -----------------------------------------------------------------------------------------
 
     def grow(self, wanted: int) -> None:
         """Have `wanted` actors, `workers` at most; raise where they cannot be had."""
         with self._lock:
-            now = time.monotonic()
-            if not self.members or any(member.ready for member in self.members):
-                self._alive_at = now
-            elif now - self._alive_at > self.patience:
+            if any(member.ready for member in self.members):
+                self._starving.reset()
+            elif self._starving.look() > self.patience:
+                self._starving.reset()
                 raise self._starved()
-            while len(self.members) < min(wanted, self.workers) and now >= self._not_before:
+            while len(self.members) < min(wanted, self.workers) and time.monotonic() >= self._not_before:
                 actor = self._make.remote(*self._args)
-                self.members.append(Member(next(self._numbers), actor, actor.hello.remote()))
+                self.members.append(Member(next(self._numbers), actor, actor.born.remote()))
 
-    def welcome(self, member: Member) -> None:
-        """Take the hello of `member`, which is there. Its refusal is raised, its death counted."""
+    def withdraw(self, wanted: int) -> None:
+        """Ask no longer for actors beyond `wanted` that no node had room for yet."""
+        with self._lock:
+            asked = [member for member in self.members if member.node is None]
+            for member in asked[: max(0, len(self.members) - wanted)]:
+                self.bury(member, useless=False)
+
+    def welcome(self, member: Member, said: Any) -> None:
+        """Take what `member` said of itself. Its refusal is raised, its death counted."""
         import ray
 
         with self._lock:
-            if member.ready or member not in self.members:
+            if member not in self.members or member.greeting != said:  # another thread has heard it
                 return
             try:
-                answer = ray.get(member.hello)
+                answer = ray.get(said)
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
-                    raise _cannot_start(error) from error
-                self.bury(member, useless=True)
+                    raise cannot_start(error) from error
+                self.bury(member, useless=not node_went(member, error))
                 return
             except (ray.exceptions.RuntimeEnvSetupError, ray.exceptions.ActorUnschedulableError) as error:
-                raise _cannot_start(error) from error
+                raise cannot_start(error) from error
             except ray.exceptions.RayError:
                 self.bury(member, useless=True)
                 return
             if isinstance(answer, Refusal) and answer.fatal:
                 self._last_words = f": {answer.message}"
                 self.bury(member, useless=True)
-                return
-            if isinstance(answer, Refusal):
+            elif isinstance(answer, Refusal):
                 raise refused(answer)
-            member.ready = self._ever_ready = True
+            elif isinstance(answer, Born):
+                member.node, member.greeting = answer.node, member.actor.hello.remote()
+                member.still.reset()
+            else:
+                member.runtime, member.greeting = answer.runtime, None
+                member.memory = answer.memory // self._places(member.node)
+                if not self._ever_ready:
+                    self._ever_ready, self._first_took = True, self._starving.look()
+
+    def any_ready(self, kind: str | None = None) -> Member:
+        """The ready actor, of this kind, with least to do; waits for one. Raises what `grow` and `welcome` raise."""
+        while True:
+            with self._lock:
+                self.grow(self.workers if self.shared or kind else 1)
+                ready = [member for member in self.members if member.ready and kind in (None, member.kind)]
+            if ready:
+                return min(ready, key=lambda member: len(member.flying))
+            self._hear_greetings()
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of the actors that are ready, the one with least to do per actor first; waits for one."""
+        while True:
+            self.any_ready()
+            if self.shared and not self._gathered:
+                self._gather()
+            with self._lock:
+                teams: dict[str, list[Member]] = {}
+                for member in self.members:
+                    if member.kind is not None:
+                        teams.setdefault(member.kind, []).append(member)
+                if not teams:
+                    continue
+                load = {
+                    kind: (self.waiting[kind] + sum(len(member.flying) for member in team)) / len(team)
+                    for kind, team in teams.items()
+                }
+                order = sorted(teams, key=lambda kind: (load[kind], -len(teams[kind]), kind))
+                return tuple(self._kind(teams[kind], alone=len(teams) == 1) for kind in order)
+
+    def _kind(self, team: list[Member], *, alone: bool) -> Kind:
+        assert team[0].runtime is not None
+        workers = self.workers if alone else len(team)
+        return Kind(team[0].runtime, workers, min(member.memory for member in team))
+
+    def _gather(self) -> None:
+        """Once: give the others as long again as the first actor took.
+
+        Else all first studies would go to the kind of worker that happened to be the first.
+        """
+        self._gathered = True
+        end = time.monotonic() + max(GATHER_SECONDS, self._first_took)
+        while time.monotonic() < end and not all(member.ready for member in self.members):
+            self._hear_greetings()
+
+    def _hear_greetings(self) -> None:
+        """Wait a moment for actors that are starting."""
+        import ray
+
+        with self._lock:
+            starting = {member.greeting: member for member in self.members if not member.ready}
+        if not starting:
+            time.sleep(0.05)  # the pause before the next start
+            return
+        done, _ = ray.wait(list(starting), num_returns=1, timeout=0.25)
+        for said in done:
+            self.welcome(starting[said], said)
+        for member in starting.values():
+            if self.hangs(member):
+                self.let_go(member)
+
+    def _places(self, node: str | None) -> int:
+        """How many of our workers a node may have at once."""
+        import ray
+
+        if not self.shared:
+            return self.workers
+        has: dict[str, float] = next((n["Resources"] for n in ray.nodes() if n["NodeID"] == node), {})
+        asks = {name: self._options.get(f"num_{name.lower()}s", 0) for name in ("CPU", "GPU")}
+        places = [int(has.get(name, 0) / count + 1e-6) for name, count in asks.items() if count]
+        return max(1, min([self.workers, *places]))
+
+    # -- giving them work and losing them --------------------------------------------------------------------------
+
+    def give(self, member: Member, job: Job) -> bool:
+        """Send `job` to `member`, unless that is no longer here."""
+        with self._lock:
+            if member not in self.members:
+                return False
+            if not member.busy:
+                member.still.reset()
+            member.flying.append((member.actor.run.remote(job.tasks), job))
+            return True
+
+    def measure(self, member: Member, window: tuple[int, int, int], channels: int) -> Any:
+        """The answer of `member` to `measure`; a fatal Refusal where it hangs. Raises Ray's errors."""
+        import ray
+
+        with self._lock:
+            if not member.busy:
+                member.still.reset()
+            member.calls += 1
+            answer = member.actor.measure.remote(window, channels)
+        try:
+            while not ray.wait([answer], timeout=0.25)[0]:
+                if self.hangs(member):
+                    return Refusal("timeout", self.stall_words(), fatal=True)
+            return ray.get(answer)
+        finally:
+            member.calls -= 1
+
+    def hangs(self, member: Member) -> bool:
+        """Whether `member` has something to do and has not got on with it for too long.
+
+        It is asked for its steps only when it has been still for some time: who works as planned is never asked.
+        """
+        import ray
+
+        with self._lock:
+            if not member.busy:
+                member.still.reset()
+                member.glanced = 0.0
+                return False
+            if member.glance is not None and ray.wait([member.glance], timeout=0)[0]:
+                glance, member.glance = member.glance, None
+                with suppress(ray.exceptions.RayError):  # its death will be heard of in another way
+                    before, member.steps = member.steps, ray.get(glance)
+                    if before != member.steps:
+                        member.still.reset()
+            still = member.still.look()
+            member.glanced = min(member.glanced, still)
+            if member.glance is None and still - member.glanced > self.stall / 8:
+                member.glance = member.actor.steps.options(concurrency_group=WATCH).remote()
+                member.glanced = still
+            return still > self.stall
+
+    def stall_words(self) -> str:
+        return f"the worker made no progress for {duration(self.stall)} (--stall-minutes) and was ended"
 
     def bury(self, member: Member, *, useless: bool) -> list[Job]:
         """Drop `member`, dead or to be killed; what it had been given comes back, the running one first."""
@@ -137,45 +269,28 @@ class Pool:
                     raise self._dying()
             return [job for _, job in member.flying]
 
-    def give(self, member: Member, job: Job) -> bool:
-        """Send `job` to `member`, unless that is no longer here."""
+    def let_go(self, member: Member) -> None:
+        """End `member`, which hangs while it loads."""
         with self._lock:
-            if member not in self.members:
-                return False
-            member.flying.append((member.actor.run.remote(job.tasks), job))
-            return True
+            if not member.ready:
+                self._last_words = f": loading the model took longer than {duration(self.stall)} (--stall-minutes)"
+                self.bury(member, useless=True)
 
-    def lost(self, member: Member) -> None:
+    def lost(self, member: Member, error: Exception | None = None) -> None:
         """`member` died in another call than `run`. If it was also given works, those will tell of it."""
         with self._lock:
             if not member.flying:
-                self.bury(member, useless=True)
+                self.bury(member, useless=error is None or not node_went(member, error))
 
-    def useful(self) -> None:
+    def useful(self, member: Member) -> None:
         """A block came out: deaths before it are forgotten."""
         self._useless = 0
-
-    def any_ready(self) -> Member:
-        """The ready actor with least to do; waits for one. Raises what `grow` and `welcome` raise."""
-        import ray
-
-        while True:
-            with self._lock:
-                self.grow(1)
-                ready = [member for member in self.members if member.ready]
-                starting = {member.hello: member for member in self.members if not member.ready}
-            if ready:
-                return min(ready, key=lambda member: len(member.flying))
-            if not starting:
-                time.sleep(0.05)  # the pause before the next start
-                continue
-            done, _ = ray.wait(list(starting), num_returns=1, timeout=0.25)
-            for ref in done:
-                self.welcome(starting[ref])
+        member.still.reset()
 
     def drop_busy(self) -> None:
-        """Kill every actor that has something to do; the idle ones stay warm."""
+        """Kill every actor that has something to do or is still starting; the idle ones stay warm."""
         with self._lock:
+            self.waiting.clear()
             for member in [m for m in self.members if m.flying or not m.ready]:
                 self.bury(member, useless=False)
 
@@ -184,17 +299,11 @@ class Pool:
             for member in list(self.members):
                 self.bury(member, useless=False)
 
-    def _starved(self) -> Exception:
-        import ray
+    # -- what went wrong -------------------------------------------------------------------------------------------
 
-        free = ray.available_resources()
-        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    def _starved(self) -> Exception:
         asks = {name: self._options.get(f"num_{name.lower()}s", 0) for name in ("CPU", "GPU")}
-        needs = " and ".join(f"{count:g} {name}" for name, count in asks.items() if count) or "memory"
-        return UsageError(
-            f"0 of {self.workers} workers started within {self.patience:.0f} s: each needs {needs}, and the "
-            f"Ray cluster has {has} free; ask for less or wait until others have finished"
-        )
+        return starved(asks, self.workers, self.patience, mid_run=self._ever_ready)
 
     def _dying(self) -> Exception:
         what = f"{self._useless} in a row died while they loaded or idled{self._last_words}"
@@ -202,18 +311,6 @@ class Pool:
         if self._ever_ready:
             return StudyError("crash", f"workers keep dying: {what}")
         return UsageError(f"no worker could start: {what}")
-
-
-def refused(refusal: Refusal) -> Exception:
-    """`refusal` as the exception that it stands for."""
-    if refusal.cause == "usage":
-        return UsageError(refusal.message)
-    return StudyError(cast(Cause, refusal.cause), refusal.message)
-
-
-def _cannot_start(error: Exception) -> UsageError:
-    lines = str(error).strip().splitlines()
-    return UsageError(f"a worker could not start on its node: {scrub(lines[-1] if lines else repr(error))}")
 
 
 def _kill(member: Member) -> None:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import Interrupted, StudyError, UsageError
 
 from .actor import Refusal, Versions, mismatch, refusal_of, versions
-from .pool import THREADS, refused
+from .pool import THREADS
 from .session import Session
+from .trouble import refused
 
 if TYPE_CHECKING:
     from pipeline.training.gather import Observe, Preparation

@@ -35,6 +35,11 @@ EngineName = Annotated[str | None, typer.Option(help="ray (default) or serial")]
 Workers = Annotated[int | None, typer.Option(help="default: one per GPU, else one")]
 Threads = Annotated[int | None, typer.Option(help="per worker; default: all cores")]
 Address = Annotated[str | None, typer.Option(help="a Ray cluster to join")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="a share such as 0.5; default: 1 where there are GPUs")]
+StallMinutes = Annotated[
+    float | None, typer.Option(help="without progress after which a worker hangs; default: 10, more for slow batches")
+]
+WaitMinutes = Annotated[float | None, typer.Option(help="for machines; default: 2, on a joined cluster 15")]
 Memory = Annotated[str | None, typer.Option(help="per worker, such as 4GiB; default: 80 % of the machine's")]
 Stitch = Annotated[str | None, typer.Option(help="gaussian or constant; default: the card's")]
 Overlap = Annotated[float | None, typer.Option(help="0 to below 1; default: the card's")]
@@ -64,6 +69,9 @@ def segment(
     workers: Workers = None,
     threads: Threads = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    stall_minutes: StallMinutes = None,
+    wait_minutes: WaitMinutes = None,
     memory: Memory = None,
     stitch: Stitch = None,
     overlap: Overlap = None,
@@ -96,6 +104,9 @@ def plan(
     workers: Workers = None,
     threads: Threads = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    stall_minutes: StallMinutes = None,
+    wait_minutes: WaitMinutes = None,
     memory: Memory = None,
     stitch: Stitch = None,
     overlap: Overlap = None,

@@ -72,25 +72,33 @@ def engine_of(job: Job) -> EngineFactory:
         return SerialEngine
     from cluster import ray_engine
 
-    return ray_engine(workers=job.workers, address=job.address)
+    return ray_engine(
+        job.workers,
+        job.address,
+        gpus_per_worker=job.gpus_per_worker,
+        stall_minutes=job.stall_minutes,
+        wait_minutes=job.wait_minutes,
+    )
 
 
 def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
     """Plan each study from its header, after one tile has run on the engine. 1 if one cannot be planned."""
     from pipeline.prepare import measure, plan_only
-    from pipeline.start import find, memory_budget, resolve_method
+    from pipeline.start import find, resolve_method
 
     job = make_job(settings)
     method, found = resolve_method(job), find(job)
     with engine_of(job)(method.spec) as engine:
-        baseline = measure(engine, method)
+        kind = engine.kinds()[0]
+        baseline = measure(engine, method, kind)
         workers = engine.workers
     share = max(1, -(-workers // len(found.studies)))
-    budget = memory_budget(job, workers)
+    budget, on_device = job.memory or kind.memory, kind.runtime.device != "cpu"
     entries, failures = [], [(source, error) for source, error in found.failures]
     for study in found.studies:
         try:
-            entries.append(plan_only(study, method, baseline, budget, share).describe(study.name))
+            plan = plan_only(study, method, baseline, budget, share, on_device=on_device)
+            entries.append(plan.describe(study.name))
         except StudyError as error:
             failures.append((study.source, error))
     for source, error in failures:

@@ -45,7 +45,7 @@ def check_command(path: str) -> None:
 
     method = resolve_method(make_job({"inputs": ["-"], "model": path, "engine": "serial"}))
     with SerialEngine(method.spec) as engine:
-        baseline = measure(engine, method)
+        baseline = measure(engine, method, engine.kinds()[0])
     card = method.card
     print(
         f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.window)}, "

@@ -54,15 +54,17 @@ def run_blocks(
         run.workers_on_demand(lambda: stack.enter_context(engine(run.method.spec)))
         works = run.works()
         first = next(works, None)
-        if first is not None:
-            try:
+        try:
+            while first is not None:
                 for outcome in run.engine().run(chain([first], works), run.stop):
                     run.take(outcome)
                     run.settle(publish)
                     observe(run)
-            except (StudyError, UsageError) as error:  # the workers are gone for good
-                run.settle(publish)
-                run.give_up(error)
+                works = run.works()  # of studies whose kind of worker went away
+                first = next(works, None)
+        except (StudyError, UsageError) as error:  # the workers are gone for good
+            run.settle(publish)
+            run.give_up(error)
     if not run.stop.is_set():
         run.settle(publish)
     observe(run)
@@ -97,11 +99,13 @@ def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **setting
     job = make_job(_settings(inputs, model) | {"engine": "serial"} | settings)
     method, found = resolve_method(job), find(job)
     with SerialEngine(method.spec) as engine:
-        baseline = measure(engine, method)
+        (kind,) = engine.kinds()
+        baseline = measure(engine, method, kind)
     workers = job.workers or 1
     share = max(1, -(-workers // max(1, len(found.studies))))
     budget = memory_budget(job, workers)
-    return [plan_only(study, method, baseline, budget, share) for study in found.studies]
+    on_device = kind.runtime.device != "cpu"
+    return [plan_only(study, method, baseline, budget, share, on_device=on_device) for study in found.studies]
 
 
 def _settings(inputs: str | Path | Sequence[str | Path], model: str | Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +45,13 @@ def segment_blocks(
     predictor: Predictor,
     runtime: Runtime,
     stop: threading.Event | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> Iterator[Receipt | Failure]:
     """Segment blocks of one study or of several; yields one Receipt or Failure per block, as each ends.
 
     Tiles of all blocks share batches of `runtime.batch`; the last batch is filled up with zeros, since a network's
     sums depend on the batch's size. With `stop` set it returns between two batches: what is marked stays marked.
+    `step` is called after every batch and every shard, so that who watches can tell slow from stuck.
     """
     batch: list[tuple[BlockRun, Box]] = []
     for task in tasks:
@@ -58,13 +60,14 @@ def segment_blocks(
             if not task.missing:
                 yield Receipt(task.key, task.index, 0, 0, 0.0, peak_rss())
                 continue
-            run = BlockRun(task, model, predictor, runtime)
+            run = BlockRun(task, model, predictor, runtime, step)
         except Exception as error:
             known = typed(error)
             yield Failure(task.key, task.index, known.cause, known.message)
             continue
         if batch and batch[0][0].predictor is not run.predictor:
             yield from _compute(batch, runtime)
+            step()
             batch = []
         for tile in run.tiles:
             if stop is not None and stop.is_set():
@@ -72,6 +75,7 @@ def segment_blocks(
             batch.append((run, tile))
             if len(batch) == runtime.batch:
                 yield from _compute(batch, runtime)
+                step()
                 batch = []
     yield from _compute(batch, runtime)
 
@@ -109,12 +113,19 @@ def _compute(batch: list[tuple[BlockRun, Box]], runtime: Runtime) -> Iterator[Re
 class BlockRun:
     """One block on its way: its window of input, its sums, its labels that are not written yet."""
 
-    def __init__(self, task: BlockTask, model: Model, predictor: Predictor, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        task: BlockTask,
+        model: Model,
+        predictor: Predictor,
+        runtime: Runtime,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
         import torch
 
         reset_peak_rss()
         self.began = time.perf_counter()
-        self.task, self.runtime, self.card = task, runtime, model.card
+        self.task, self.runtime, self.card, self.step = task, runtime, model.card, step
         # Only a model without a network fits itself to the histogram, which may be large.
         channels = statistics.from_bytes(store.read(task.statistics), histograms=model.network is None)
         self.predictor = predictor.fit(channels[0])
@@ -188,6 +199,7 @@ class BlockRun:
             intensity = ome.read(self.image, channel + box.slices) if labels.any() else None
             sums = shard_statistics(labels, intensity, box.start, self.uncertainty.take(index))
             ledger.write_marker(task.ledger, index, self.runtime.hash, sums)
+            self.step()
 
     @contextmanager
     def failing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import threading
 import time
@@ -21,13 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker needs to become ready: the model, by name or folder and hash, how it is run, and the runtime."""
+    """What a worker needs to become ready: the model, by name or folder and hash, and how it is run.
+
+    `runtime` is what the driver resolved on its own machine; a worker computes under `runtime_here` of it.
+    """
 
     model: str
     model_hash: str
     classes: int | None
     runtime: Runtime
     mirroring: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The workers of an engine that compute under one runtime. A study is made by one kind, from first to last.
+
+    `memory`: bytes one of them may use where the job does not say.
+    """
+
+    runtime: Runtime
+    workers: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class BlockTask:
 
     `image`, `labels`: URLs of the level-0 arrays. `statistics`: URL of the image's statistics. `range`: the block, as
     a box of shard indices; `missing`: the shards in it that are not done yet. `fill`: what lies outside the image,
-    "zero" (after normalisation) or "reflect".
+    "zero" (after normalisation) or "reflect". `runtime`: hash of the one it was planned for; no other may compute it.
     """
 
     key: str
@@ -60,6 +76,7 @@ class BlockTask:
     missing: tuple[Triple, ...]
     stitch: str
     fill: str
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -85,22 +102,37 @@ class Failure:
     attempts: int = 1
 
 
+@dataclass(frozen=True)
+class Stranded:
+    """A block that nobody will compute, because its kind of worker is gone: its study has to begin again."""
+
+    key: str
+    index: int
+    runtime: str
+
+
 Work = tuple[BlockTask, ...]
+Outcome = Receipt | Failure | Stranded
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 class Engine(Protocol):
-    """Runs works (blocks that share tile batches) on its workers.
+    """Runs works (blocks of one kind that share tile batches) on its workers.
 
-    Every block handed out ends as exactly one Receipt or Failure, unless `stop` is set: then `run` ends soon and
-    what was in flight has neither. A block is idempotent: it may be run again at any time.
+    Every block handed out ends as exactly one outcome, unless `stop` is set: then `run` ends soon and what was in
+    flight has none. A block is idempotent: it may be run again at any time.
+
+    `kinds`: those that have a worker now, the one with least to do first, at least one. `measure`: the baseline of
+    the kind with this runtime hash.
     """
 
     workers: int
 
-    def measure(self, window: Triple, channels: int) -> Baseline: ...
+    def kinds(self) -> tuple[Kind, ...]: ...
 
-    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Receipt | Failure]: ...
+    def measure(self, window: Triple, channels: int, runtime: str) -> Baseline: ...
+
+    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Outcome]: ...
 
     def close(self) -> None: ...
 
@@ -110,11 +142,16 @@ class Engine(Protocol):
 
 
 class Worker:
-    """A loaded model under one runtime: the same object in this process and inside an actor."""
+    """A loaded model under the runtime of its machine: the same object in this process and inside an actor.
+
+    `steps` counts the batches it has computed and the shards it has written; who watches it may read that from another
+    thread.
+    """
 
     def __init__(self, spec: WorkerSpec) -> None:
         import segmodels
         from segmodels.predictor import make_predictor
+        from segmodels.runtime import runtime_here
 
         keep_few_arenas()
         reset_peak_rss()
@@ -125,8 +162,8 @@ class Worker:
                 f"the model changed while the run was on: planned {spec.model_hash[:12]}, "
                 f"found {model.hash[:12]}; start the command again",
             )
-        self.spec, self.model = spec, model
-        self.predictor = make_predictor(model, spec.runtime, mirroring=spec.mirroring)
+        self.model, self.runtime, self.steps = model, runtime_here(spec.runtime, model), 0
+        self.predictor = make_predictor(model, self.runtime, mirroring=spec.mirroring)
         self.loading_bytes = peak_rss()  # reading weights may take more than running them
 
     def measure(self, window: Triple, channels: int) -> Baseline:
@@ -135,24 +172,30 @@ class Worker:
 
         import pipeline.blocks  # noqa: F401  what a block imports belongs to the baseline
 
-        batch = self.spec.runtime.batch
+        batch = self.runtime.batch
         tiles = torch.zeros((batch, channels, *window))
         reset_peak_rss()  # what the process did before, such as reading a study, is no part of it
         predictor = self.predictor.fit(FLAT)
         predictor.predict(tiles)
+        self.step()
         start = time.perf_counter()
         predictor.predict(tiles)
-        if self.spec.runtime.device.startswith("cuda"):
+        if self.runtime.device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         device = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
         return Baseline(max(self.loading_bytes, peak_rss()), device, seconds / batch)
 
-    def run(self, tasks: Work) -> list[Receipt | Failure]:
-        """Segment the blocks of one work."""
+    def run(self, tasks: Work, stop: threading.Event | None = None) -> Iterator[Receipt | Failure]:
+        """Segment the blocks of one work, which must have been planned for this worker's runtime."""
         from .blocks import segment_blocks
 
-        return list(segment_blocks(tasks, self.model, self.predictor, self.spec.runtime))
+        if odd := {task.runtime for task in tasks} - {self.runtime.hash}:
+            raise ValueError(f"a block planned for the runtime {odd.pop()} came to a worker of {self.runtime.hash}")
+        yield from segment_blocks(tasks, self.model, self.predictor, self.runtime, stop, self.step)
+
+    def step(self) -> None:
+        self.steps += 1
 
 
 class _Flat:
@@ -175,17 +218,17 @@ class SerialEngine:
     def __init__(self, spec: WorkerSpec) -> None:
         self.worker = Worker(spec)
 
-    def measure(self, window: Triple, channels: int) -> Baseline:
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self.worker.runtime, self.workers, share_of_machine(self.workers)),)
+
+    def measure(self, window: Triple, channels: int, runtime: str) -> Baseline:
         return self.worker.measure(window, channels)
 
-    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Receipt | Failure]:
-        from .blocks import segment_blocks
-
-        worker = self.worker
+    def run(self, works: Iterable[Work], stop: threading.Event) -> Iterator[Outcome]:
         for work in works:
             if stop.is_set():
                 return
-            yield from segment_blocks(work, worker.model, worker.predictor, worker.spec.runtime, stop)
+            yield from self.worker.run(work, stop)
 
     def close(self) -> None:
         pass
@@ -204,6 +247,12 @@ def peak_rss() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def share_of_machine(workers: int) -> int:
+    """What one of so many workers may use where nobody says: its part of 80 % of the machine's memory, in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(0.8 * total / workers)
 
 
 def resident_bytes() -> int:

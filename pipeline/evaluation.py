@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import store
-from .engine import keep_few_arenas
+from .engine import keep_few_arenas, share_of_machine
 from .errors import Cause, StudyError, UsageError
 from .geometry import voxel_volume_mm3
 from .metrics.components import Components, count_components
@@ -25,7 +25,6 @@ from .metrics.tables import COMPONENTS, HIGHEST_STRUCTURE, score_names, surface_
 from .references import is_itself, surface_room, too_large_error
 from .sources import Found, Study, find_studies
 from .sources.names import shown, study_name
-from .start import share_of_machine
 
 Row = dict[str, Any]
 

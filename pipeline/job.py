@@ -40,6 +40,11 @@ class Job(BaseModel):
     workers: int | None = Field(None, ge=1, le=4096, description="default: one per GPU, else one")
     threads: int | None = Field(None, ge=1, le=1024, description="per worker; default: all cores")
     address: str | None = Field(None, description="an existing Ray cluster to join")
+    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="a share such as 0.5; default: 1 if there are")
+    stall_minutes: float | None = Field(
+        None, gt=0, description="without progress: the worker hangs; default: 10 or more"
+    )
+    wait_minutes: float | None = Field(None, gt=0, description="for machines; default: 2, on a joined cluster 15")
     memory: int | None = Field(None, ge=1, description="bytes per worker, such as 4GiB; default: 80 % of the machine's")
     stitch: str | None = Field(None, description="gaussian or constant; default: the card's first")
     overlap: float | None = Field(None, ge=0, lt=1, description="share of a tile; default: the card's")

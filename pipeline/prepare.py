@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import ledger, locks, ome, results, store
-from .engine import Baseline, BlockTask, Engine
+from .engine import Baseline, BlockTask, Engine, Kind
 from .errors import StudyError, UsageError
 from .grid import Shards, Triple, make_grid
 from .ingest import Image, known_content, stage_image
@@ -21,15 +21,17 @@ from .statistics import most_values
 from .verify import damaged
 
 if TYPE_CHECKING:
+    from segmodels.runtime import Runtime
+
     from .run import Progress, Run
 
 logger = logging.getLogger("maskmill")
 
 
-def measure(engine: Engine, method: Method) -> Baseline:
-    """What a worker of `engine` takes before any block. Raises UsageError where the model cannot run one tile."""
+def measure(engine: Engine, method: Method, kind: Kind) -> Baseline:
+    """What a worker of this kind takes before any block. Raises UsageError where the model cannot run one tile."""
     try:
-        return engine.measure(method.window, len(method.card.channels))
+        return engine.measure(method.window, len(method.card.channels), kind.runtime.hash)
     except (StudyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model: one batch of tiles of {list(method.window)} does not run: {reason}") from error
@@ -107,19 +109,29 @@ def _is_known(run: Run, progress: Progress, image: Image) -> bool:
     return True
 
 
-def plan_blocks(run: Run, progress: Progress) -> list[BlockTask]:
-    """Plan a study that was taken in; gives the blocks that are not done yet. Raises StudyError."""
+def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
+    """Plan a study that was taken in for one kind of worker; gives the blocks that are not done yet.
+
+    Raises StudyError.
+    """
     began = time.perf_counter()
     image = progress.image
     assert image is not None
-    assert run.baseline is not None
     array = ome.open_array(image.level0)
     chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))
-    plan = plan_shape(image.header, chunk, run.method, run.baseline, run.budget, run.workers_for_one())
+    plan = plan_shape(
+        image.header,
+        chunk,
+        run.method,
+        run.baselines[kind.runtime.hash],
+        run.budget(kind),
+        run.workers_for_one(kind),
+        on_device=kind.runtime.device != "cpu",
+    )
     run.claim(progress)
-    missing = _open_ledger(run, progress, image, plan)
+    missing = _open_ledger(run, progress, image, plan, kind.runtime)
     tasks = []
-    for index, block in enumerate(plan.blocks):
+    for index, block in enumerate(plan.blocks, progress.numbered):
         todo = tuple(shard for shard in plan.shards.indices(block) if shard in missing)
         if todo:
             tasks.append(
@@ -136,8 +148,10 @@ def plan_blocks(run: Run, progress: Progress) -> list[BlockTask]:
                     missing=todo,
                     stitch=run.method.stitch,
                     fill="reflect" if any(run.method.margin) else "zero",
+                    runtime=kind.runtime.hash,
                 )
             )
+    progress.numbered += len(plan.blocks)
     progress.pending = {task.index for task in tasks}
     progress.state = "segmenting"
     progress.seconds["plan"] = time.perf_counter() - began
@@ -151,14 +165,13 @@ def _labels_url(image: Image, method: Method) -> str:
     return store.join(image.group, "labels", method.card.name, "0")
 
 
-def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan) -> set[Triple]:
+def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan, runtime: Runtime) -> set[Triple]:
     """Go on with what is marked under this runtime and still whole, else begin anew; gives the shards that are missing.
 
     Raises StudyError where another command is at work on this study under another runtime.
     """
     method, study = run.method, progress.study.name
     folder, labels = ledger.folder(run.out, progress.key), _labels_url(image, method)
-    runtime = method.spec.runtime
     held = ledger.read_plan(folder)
     claim = progress.claim
     assert claim is not None
@@ -219,7 +232,9 @@ def label_dtype(method: Method) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
     return np.dtype(np.uint8) if max(method.structures, default=0) <= 255 else np.dtype(np.uint16)
 
 
-def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int) -> Plan:
+def plan_shape(
+    header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int, *, on_device: bool
+) -> Plan:
     """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x)."""
     return make_plan(
         header.shape,
@@ -233,7 +248,7 @@ def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline
             image_itemsize=header.dtype.itemsize,
             image_chunk=chunk,
             label_itemsize=label_dtype(method).itemsize,
-            on_device=method.spec.runtime.device != "cpu",
+            on_device=on_device,
             uncertainty_fields=len(method.uncertainty),
             fitted_values=most_values(header.dtype, math.prod(header.shape)) if method.fits_itself else 0,
         ),
@@ -243,11 +258,11 @@ def plan_shape(header: Header, chunk: Triple, method: Method, baseline: Baseline
     )
 
 
-def plan_only(study: Study, method: Method, baseline: Baseline, budget: int, workers: int) -> Plan:
+def plan_only(study: Study, method: Method, baseline: Baseline, budget: int, workers: int, *, on_device: bool) -> Plan:
     """The plan of a study from its header alone: no voxel is read, nothing is written."""
     header = read_header(study, method)
     shards = ome.image_shard_shape(header.shape, header.channels, header.dtype.itemsize)
-    return plan_shape(header, ome.chunk_shape(shards), method, baseline, budget, workers)
+    return plan_shape(header, ome.chunk_shape(shards), method, baseline, budget, workers, on_device=on_device)
 
 
 def tiles_of(study: Study, method: Method) -> int:

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import ledger, locks, results, store
-from .engine import Baseline, BlockTask, Engine, Failure, Receipt, Work
+from .engine import Baseline, BlockTask, Engine, Failure, Kind, Outcome, Stranded, Work
 from .errors import Cause, Interrupted, StudyError, UsageError
 from .ingest import Image, image_url
 from .job import Job
@@ -24,11 +24,15 @@ from .logs import LastLines
 from .prepare import measure, plan_blocks, take_in, tiles_of
 from .sources import Found, Study
 from .sources.names import study_name
-from .start import Method, memory_budget, new_run_id
+from .start import Method, new_run_id
+
+if TYPE_CHECKING:
+    from segmodels.runtime import Runtime
 
 logger = logging.getLogger("maskmill")
 
 PATIENCE_SECONDS = 5.0  # with a study that is being read when the run is to end
+BEGINNINGS = 3  # how often a study begins under another runtime because its kind of worker is gone
 State = str  # waiting, segmenting, whole, published, failed, interrupted
 
 
@@ -40,10 +44,13 @@ class Progress:
     key: str
     state: State = "waiting"
     image: Image | None = None
+    kind: Kind | None = None  # of the workers that make it
+    stranded: int = 0  # how often that kind went away
     tiles: int = 0  # expected, see Run.estimate
     tiles_done: int = 0
     pending: set[int] = field(default_factory=set)
     blocks: int = 0
+    numbered: int = 0  # blocks planned so far: a study that begins again has new numbers
     reused: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
@@ -74,8 +81,9 @@ class Run:
         self.by_key: dict[str, list[Progress]] = {}
         self.ready: deque[Progress] = deque()  # whole, to be published
         self.twins: list[Progress] = []  # of the same content as another study: they wait for it
-        self.baseline: Baseline | None = None
-        self.budget, self.workers = 0, 1
+        self.queue = deque(self.studies)  # what is still to be prepared
+        self.baselines: dict[str, Baseline] = {}  # by runtime hash
+        self.workers = 1
         self._preparing = threading.Lock()  # held while a study is read: engines may do that in another thread
         self._engine: Engine | None = None
         self._start: Callable[[], Engine]
@@ -87,14 +95,28 @@ class Run:
         self._start = start
 
     def engine(self) -> Engine:
-        """The workers, started if need be; what they say they take before any block is what plans stand on."""
+        """The workers, started if need be."""
         if self._engine is None:
-            self._engine = engine = self._start()
-            self.workers = engine.workers
-            self.budget = memory_budget(self.job, engine.workers)
-            if not self.stop.is_set():  # asked to end while Ray was starting: a model is not loaded any more
-                self.baseline = measure(engine, self.method)
+            self._engine = self._start()
+            self.workers = self._engine.workers
         return self._engine
+
+    def choose_kind(self, progress: Progress) -> Kind:
+        """Who is to make a study: the kind that began it if there is such a worker, else the one with least to do.
+
+        What a worker of the kind takes before any block is measured the first time: plans stand on it.
+        """
+        engine = self.engine()
+        kinds = engine.kinds()
+        held = ledger.read_plan(ledger.folder(self.out, progress.key)) or {}
+        kind = next((kind for kind in kinds if kind.runtime.hash == held.get("runtime_hash")), kinds[0])
+        if kind.runtime.hash not in self.baselines:
+            self.baselines[kind.runtime.hash] = measure(engine, self.method, kind)
+        return kind
+
+    def budget(self, kind: Kind) -> int:
+        """Bytes one worker of the kind may use: --memory, else its part of its machine's memory."""
+        return self.job.memory or kind.memory
 
     def _chosen(self, studies: list[Study]) -> list[Study]:
         """The studies this run takes up: all, or with `retry_failed` those that failed before."""
@@ -103,39 +125,47 @@ class Run:
         return [study for study in studies if study.name in self.failed_before]
 
     def works(self) -> Iterator[Work]:
-        """Prepare study after study; yield its blocks, small ones of several studies together up to a batch."""
+        """Prepare study after study; yield its blocks, small ones of several studies together up to a batch.
+
+        A work is of one kind. Call it again when it has ended: stranded studies may have come into the queue.
+        """
         waiting: list[BlockTask] = []
         tiles = 0
-        for progress in self.studies:
-            if self.stop.is_set():
-                return
+        while self.queue and not self.stop.is_set():
             with self._preparing:
-                tasks = self._prepared(progress)
+                tasks = self._prepared(progress := self.queue.popleft())
             for task in tasks:
-                waiting.append(task)
-                tiles += task.grid.count(task.shards.box_of(task.range))
-                if tiles >= self.method.spec.runtime.batch:
+                if waiting and waiting[0].runtime != task.runtime:
                     yield tuple(waiting)
                     waiting, tiles = [], 0
-        if waiting:
+                waiting.append(task)
+                tiles += task.grid.count(task.shards.box_of(task.range))
+                assert progress.kind is not None
+                if tiles >= progress.kind.runtime.batch:
+                    yield tuple(waiting)
+                    waiting, tiles = [], 0
+        if waiting and not self.stop.is_set():
             yield tuple(waiting)
 
     def _prepared(self, progress: Progress) -> list[BlockTask]:
         """The blocks of one study that are not done yet; none where it needs no work or was set aside."""
-        needed = False
-        with self._set_aside(progress, "reading"):
-            needed = take_in(self, progress)
+        needed = bool(progress.stranded)  # it was read before
+        if not needed:
+            with self._set_aside(progress, "reading"):
+                needed = take_in(self, progress)
         if not needed or self.stop.is_set():
             return []
-        self.engine()  # its failure is the run's, not this study's
-        if self.stop.is_set():
+        self.engine()  # a failure of the workers is the run's, not this study's
+        if self.stop.is_set():  # asked to end while Ray was starting: a model is not loaded any more
             return []
+        kind = progress.kind = self.choose_kind(progress)
         tasks: list[BlockTask] = []
         with self._set_aside(progress, "planning"):
-            tasks += plan_blocks(self, progress)
+            tasks += plan_blocks(self, progress, kind)
         return tasks
 
     def claim(self, progress: Progress) -> None:
+        progress.claim = None  # of an earlier beginning: it would stand in the way of its own successor
         progress.claim = locks.Claim(ledger.folder(self.out, progress.key), self.stop)
 
     @contextmanager
@@ -153,9 +183,9 @@ class Run:
             logger.exception("%s failed", stage, extra={"key": progress.key})
             self.fail(progress, StudyError("crash", f"{stage} failed: {type(error).__name__}"))
 
-    def workers_for_one(self) -> int:
+    def workers_for_one(self, kind: Kind) -> int:
         """Whole studies to workers first; only where there are fewer studies than workers are studies shared."""
-        return max(1, -(-self.workers // max(1, len(self.studies))))
+        return max(1, -(-kind.workers // max(1, len(self.studies))))
 
     def estimate(self) -> None:
         """Count the tiles that lie ahead, from the headers, so that progress has a whole to be a part of."""
@@ -175,9 +205,12 @@ class Run:
 
     # -- collecting ------------------------------------------------------------------------------------------------
 
-    def take(self, outcome: Receipt | Failure) -> None:
+    def take(self, outcome: Outcome) -> None:
         """Book one block's end."""
         progress = self.by_key[outcome.key][0]
+        if isinstance(outcome, Stranded):
+            self._begin_again(progress, outcome.runtime)
+            return
         if isinstance(outcome, Failure):
             if progress.state != "failed":
                 self.fail(progress, StudyError(outcome.cause, outcome.message), outcome.attempts)
@@ -198,6 +231,20 @@ class Run:
         )
         if not progress.pending and progress.state == "segmenting":
             self.become_whole(progress)
+
+    def _begin_again(self, progress: Progress, runtime: str) -> None:
+        """The kind of worker that was making this study is gone: any kind may make it, from the beginning."""
+        kind = progress.kind
+        if progress.state != "segmenting" or kind is None or kind.runtime.hash != runtime:
+            return  # another block said so before
+        progress.stranded += 1
+        if progress.stranded == BEGINNINGS:
+            message = f"its kind of worker went away {BEGINNINGS} times, the last time {kind.runtime}; run it again"
+            self.fail(progress, StudyError("timeout", message))
+            return
+        logger.warning("its kind of worker is gone: it begins again", extra={"key": progress.key, "runtime": runtime})
+        progress.state, progress.tiles_done, progress.pending = "waiting", 0, set()
+        self.queue.append(progress)
 
     def become_whole(self, progress: Progress) -> None:
         progress.state = "whole"
@@ -260,6 +307,11 @@ class Run:
         store.delete(store.join(labels.group, "0"))
         store.copy(source, store.join(labels.group, "0"))
 
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the first study that was planned, else what this machine's would be."""
+        return next((p.kind.runtime for p in self.studies if p.kind), self.method.spec.runtime)
+
     def labels_of(self, progress: Progress) -> results.Labels:
         """The label image of a study, for publishing or exporting it."""
         image, method = progress.image, self.method
@@ -275,8 +327,8 @@ class Run:
             model=method.model_facts,
             settings=method.settings,
             structures=method.structures,
-            runtime=plan.get("runtime", method.spec.runtime.to_json()),
-            runtime_hash=plan.get("runtime_hash", method.spec.runtime.hash),
+            runtime=plan.get("runtime", self.runtime.to_json()),
+            runtime_hash=plan.get("runtime_hash", self.runtime.hash),
             shape=image.header.shape,
             channel_axis=image.header.has_channel_axis,
             affine=image.header.affine,
@@ -314,7 +366,8 @@ class Run:
         with self._reading_ended():
             for progress in self.studies:
                 if progress.state not in ("published", "failed"):
-                    self.fail(progress, StudyError("crash", f"the workers were lost: {error}"))
+                    cause = error.cause if isinstance(error, StudyError) else "crash"
+                    self.fail(progress, StudyError(cause, f"the workers were lost: {error}"))
 
     @contextmanager
     def _reading_ended(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import ledger, store
-from .engine import WorkerSpec
+from .engine import WorkerSpec, share_of_machine
 from .errors import StudyError, UsageError
 from .grid import Triple
 from .job import STITCHES, Job
@@ -263,12 +262,6 @@ def _difference(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 def memory_budget(job: Job, workers: int) -> int:
     """Bytes one worker may use: --memory, else its part of 80 % of the machine's memory."""
     return share_of_machine(workers) if job.memory is None else job.memory
-
-
-def share_of_machine(workers: int) -> int:
-    """What one of so many workers may use where nobody says: its part of 80 % of the machine's memory, in bytes."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(0.8 * total / workers)
 
 
 def new_run_id() -> str:

@@ -180,7 +180,7 @@ def _write_all(run: Run, summary: Summary, references: References) -> None:
         **document,
         "model": run.method.model_facts,
         "settings": run.method.settings,
-        "runtime": run.method.spec.runtime.to_json(),
+        "runtime": run.runtime.to_json(),
         "versions": versions(),
     }
     messages = {(entry["key"], entry["study"]): entry["message"] for entry in summary.studies}

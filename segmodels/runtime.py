@@ -46,6 +46,12 @@ class Runtime:
         except (TypeError, KeyError, AttributeError):
             raise ModelError(f"not a runtime as maskmill records it: {shorten(facts)}") from None
 
+    def __str__(self) -> str:
+        """In a few words, for messages: "cpu AVX2, fp32, 4 threads, torch 2.13.0"."""
+        versions = dict(self.versions)
+        chip = versions.get("gpu") or " ".join([self.device, *filter(None, [versions.get("cpu")])])
+        return f"{chip}, {self.precision}, {self.threads} threads, {self.backend} {versions.get('torch', '')}".rstrip()
+
     @property
     def hash(self) -> str:
         """16 hex digits: equal for equal runtimes, in any process."""
@@ -90,6 +96,17 @@ def resolve_runtime(
         batch=batch or (4 if device == "cuda" else 1),
         versions=_versions(device),
     )
+
+
+def runtime_here(wanted: Runtime, model: Model) -> Runtime:
+    """`wanted`, which may be of another machine, as this machine would compute it.
+
+    Precision and threads stay; device, instruction set and versions are this machine's. The batch stays on the same
+    kind of device and is the default of another.
+    """
+    device = resolve_runtime(model).device
+    batch = wanted.batch if device == wanted.device else None
+    return resolve_runtime(model, precision=wanted.precision, threads=wanted.threads, batch=batch)
 
 
 def usable_cores() -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from engine_workers import HERE, WORKER, Spec
+from nodes import Nodes
 
 from cluster.engine import RayEngine
 
@@ -27,3 +28,17 @@ def _workers_importable() -> Iterator[None]:
 def engine() -> Iterator[RayEngine]:
     with RayEngine(Spec(), worker=WORKER, workers=2) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    """The head of a cluster; its nodes come and go with each test, see `nodes`."""
+    nodes = Nodes()
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def nodes(cluster: Nodes) -> Iterator[Nodes]:
+    yield cluster
+    cluster.clear()

@@ -9,36 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
-from engine_workers import WORKER, Spec, Task, begun
+from engine_runs import failures, indices, on_the_same_ray, outcomes, works
+from engine_workers import ONE_KIND, Spec, Task, begun
 
 from cluster.engine import RayEngine
-from pipeline.engine import Failure, Receipt
+from pipeline.engine import Receipt
 from pipeline.errors import StudyError, UsageError
-
-
-def works(count: int, *, folder: Path | None = None, act: str = "nothing", **special: Any) -> list[tuple[Task, ...]]:
-    """`count` works of one block each, all of which `act`, but the one `at` an index, which shall `do` another."""
-    place = str(folder) if folder else None
-    tasks = [Task("study", index, act, 0.05, place) for index in range(count)]
-    if special:
-        tasks[special["at"]] = Task("study", special["at"], special["do"], special.get("argument"), place)
-    return [(task,) for task in tasks]
-
-
-def outcomes(engine: RayEngine, given: Any, stop: threading.Event | None = None) -> list[Receipt | Failure]:
-    return list(engine.run(given, stop or threading.Event()))
-
-
-def indices(found: list[Receipt | Failure]) -> list[int]:
-    return sorted(outcome.index for outcome in found)
-
-
-def failures(found: list[Receipt | Failure]) -> list[Failure]:
-    return [outcome for outcome in found if isinstance(outcome, Failure)]
 
 
 def test_every_block_is_done_exactly_once_and_by_all_workers(engine: RayEngine, tmp_path: Path) -> None:
@@ -68,16 +47,16 @@ def test_a_work_of_several_blocks_gives_one_receipt_each(engine: RayEngine) -> N
 
 
 def test_workers_stay_warm_and_measure_warms_one(engine: RayEngine) -> None:
-    measured = engine.measure((7, 8, 9), channels=3)
+    measured = engine.measure((7, 8, 9), 3, ONE_KIND.hash)
     assert (measured.seconds_per_tile, measured.device_bytes) == (7.0, 3)
     found = outcomes(engine, works(20, act="sleep"))
     assert measured.host_bytes in {receipt.peak_rss_bytes for receipt in found}
 
 
 def test_workers_run_with_the_threads_that_were_asked_for(engine: RayEngine) -> None:
-    engine.measure((1, 1, 1), 1)
+    engine.measure((1, 1, 1), 1, ONE_KIND.hash)
     (member, *_) = engine._pool.members
-    pid = ray.get(member.actor.hello.remote()).pid
+    pid = ray.get(member.actor.born.remote()).pid
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert b"OMP_NUM_THREADS=1" in variables
     assert b"OPENBLAS_NUM_THREADS=1" in variables
@@ -223,7 +202,7 @@ def test_receipts_come_while_the_iterator_blocks(engine: RayEngine) -> None:
 def test_measure_works_while_a_run_is_on(engine: RayEngine) -> None:
     def planning() -> Iterator[tuple[Task, ...]]:
         for index in range(3):
-            assert engine.measure((index, 1, 1), 1).seconds_per_tile == index
+            assert engine.measure((index, 1, 1), 1, ONE_KIND.hash).seconds_per_tile == index
             yield (Task("study", index),)
 
     assert indices(outcomes(engine, planning())) == [0, 1, 2]
@@ -279,10 +258,10 @@ def test_nothing_but_receipts_passes_through_ray(engine: RayEngine) -> None:
 
 def test_thousands_of_small_blocks_are_no_burden(engine: RayEngine) -> None:
     outcomes(engine, works(4))
-    begin = time.monotonic()
+    begin = time.process_time()
     found = outcomes(engine, works(1000))
     assert Counter(type(outcome) for outcome in found) == {Receipt: 1000}
-    assert time.monotonic() - begin < 20  # about 1 s on two free cores
+    assert time.process_time() - begin < 5  # of the driver; measured: 0.8 s
 
 
 @pytest.mark.parametrize(
@@ -296,15 +275,15 @@ def test_thousands_of_small_blocks_are_no_burden(engine: RayEngine) -> None:
 def test_workers_that_cannot_start_are_an_error(
     engine: RayEngine, spec: Spec, error: type[Exception], words: str
 ) -> None:
-    with _on_the_same_ray(engine, spec) as other:
+    with on_the_same_ray(engine, spec) as other:
         with pytest.raises(error, match=words):
             outcomes(other, works(2))
         with pytest.raises(error, match=words):
-            other.measure((1, 1, 1), 1)
+            other.measure((1, 1, 1), 1, ONE_KIND.hash)
 
 
 def test_a_worker_of_another_version_is_refused(engine: RayEngine) -> None:
-    with _on_the_same_ray(engine, Spec()) as other:
+    with on_the_same_ray(engine, Spec()) as other:
         worker, spec, (*same, (name, _)) = other._pool._args
         other._pool._args = (worker, spec, (*same, (name, "0.1")))
         with pytest.raises(UsageError, match=rf"a node of the Ray cluster has {name} .* \(driver: 0.1\)"):
@@ -312,21 +291,8 @@ def test_a_worker_of_another_version_is_refused(engine: RayEngine) -> None:
 
 
 def test_workers_for_which_there_is_no_room_are_an_error(engine: RayEngine) -> None:
-    with _on_the_same_ray(engine, Spec(), num_gpus=1, patience=1.0) as other:
+    with on_the_same_ray(engine, Spec(), num_gpus=1, patience=1.0) as other:
         begin = time.monotonic()
-        with pytest.raises(UsageError, match=r"0 of 1 workers started within 1 s: each needs 1 GPU, .* 0 GPU free"):
+        with pytest.raises(UsageError, match=r"0 of 1 workers started within 1 s .*: each needs 1 GPU, .* 0 GPU free"):
             outcomes(other, works(2))
         assert time.monotonic() - begin < 5
-
-
-class _on_the_same_ray(RayEngine):  # noqa: N801
-    """Another engine on the cluster of `engine`: a new cluster for each of these tests would take a minute."""
-
-    def __init__(self, engine: RayEngine, spec: Spec, patience: float = 60.0, **options: Any) -> None:
-        from cluster.pool import Pool
-
-        self.workers, self._attempts = 1, 3
-        self._pool = Pool(spec, WORKER, workers=1, options=options, boots=1, patience=patience)
-
-    def close(self) -> None:
-        self._pool.close()

@@ -84,7 +84,7 @@ class Stored:
         return BlockTask(
             key=key, index=index, image=url + "/image", labels=url + "/labels", ledger=url + "/ledger",
             statistics=url + "/statistics.npz", grid=self.grid, shards=self.shards, range=range_, missing=shards,
-            stitch=self.stitch, fill=self.fill,
+            stitch=self.stitch, fill=self.fill, runtime=runtime().hash,
         )  # fmt: skip
 
     def tasks(self, ranges: Sequence[Box], **facts: Any) -> list[BlockTask]:

@@ -31,9 +31,11 @@ def main(settings: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for progress in run.studies:
         assert progress.image is not None
-        assert run.baseline is not None
+        assert progress.kind is not None
+        kind, (baseline,) = progress.kind, run.baselines.values()
         chunks = ome.open_array(progress.image.level0).chunks[-3:]
-        plan = plan_shape(progress.image.header, chunks, run.method, run.baseline, run.budget, run.workers_for_one())
+        budget, workers = run.budget(kind), run.workers_for_one(kind)
+        plan = plan_shape(progress.image.header, chunks, run.method, baseline, budget, workers, on_device=False)
         receipts = [r for r in ended if isinstance(r, Receipt) and r.key == progress.key]
         found.append(
             {
@@ -41,7 +43,7 @@ def main(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 "state": progress.state,
                 "blocks": len(receipts),
                 "across": len({b.start[1:] for b in plan.blocks}),
-                "baseline": run.baseline.host_bytes,
+                "baseline": baseline.host_bytes,
                 "projected": plan.host_bytes,
                 "peak": max(r.peak_rss_bytes for r in receipts),
             }
