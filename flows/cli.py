@@ -49,6 +49,7 @@ Mirroring = Annotated[
     typer.Option("--mirroring/--no-mirroring", help="average over flips along the card's mirror_axes; default: yes"),
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")]
+Fallback = Annotated[str | None, typer.Option(help="cpu: what a GPU has no memory for is made on the CPU")]
 Limit = Annotated[int | None, typer.Option(help="only the first N studies")]
 Classes = Annotated[int | None, typer.Option(help="clusters of kmeans")]
 Volume = Annotated[int | None, typer.Option(help="which volume of a 4-D image, from 0")]
@@ -78,6 +79,7 @@ def segment(
     tile: Tile = None,
     mirroring: Mirroring = None,
     precision: Precision = None,
+    fallback: Fallback = None,
     formats: Annotated[str | None, typer.Option(help="comma-separated; default: nifti")] = None,
     images: Annotated[str | None, typer.Option(help="copy (default), or link OME-Zarr inputs")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="withdraw differing results")] = None,

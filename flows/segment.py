@@ -16,8 +16,9 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.states import Completed, Failed
 
 from pipeline.api import EngineFactory, run_blocks
+from pipeline.progress import Progress
 from pipeline.references import References
-from pipeline.run import Progress, Run
+from pipeline.run import Run
 from pipeline.summary import Summary, finish
 
 from .stages import listen, stage, stopping

@@ -14,8 +14,9 @@ from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
 from .prepare import measure, plan_only
+from .progress import Progress
 from .references import References
-from .run import Progress, Run
+from .run import Run
 from .sources import Found
 from .start import claim_out, find, memory_budget, resolve_method
 from .summary import Summary, finish, write_run
@@ -52,17 +53,18 @@ def run_blocks(
     with ExitStack() as stack:
         # Workers start when the first study needs them: a run with nothing to do never loads the model.
         run.workers_on_demand(lambda: stack.enter_context(engine(run.method.spec)))
-        works = run.works()
-        first = next(works, None)
+        begun = False
         try:
-            while first is not None:
+            # Again and again: a study whose kind of worker went away, or had too little memory, comes back.
+            while (first := next(works := run.works(), None)) is not None:
+                begun = True
                 for outcome in run.engine().run(chain([first], works), run.stop):
                     run.take(outcome)
                     run.settle(publish)
                     observe(run)
-                works = run.works()  # of studies whose kind of worker went away
-                first = next(works, None)
         except (StudyError, UsageError) as error:  # the workers are gone for good
+            if isinstance(error, UsageError) and not begun:
+                raise  # nothing could start
             run.settle(publish)
             run.give_up(error)
     if not run.stop.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import resource
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -17,6 +18,7 @@ from .errors import Cause, StudyError
 from .grid import Box, Grid, Shards, Triple
 
 if TYPE_CHECKING:
+    from segmodels.predictor import Predictor
     from segmodels.runtime import Runtime
 
 
@@ -61,7 +63,8 @@ class BlockTask:
 
     `image`, `labels`: URLs of the level-0 arrays. `statistics`: URL of the image's statistics. `range`: the block, as
     a box of shard indices; `missing`: the shards in it that are not done yet. `fill`: what lies outside the image,
-    "zero" (after normalisation) or "reflect". `runtime`: hash of the one it was planned for; no other may compute it.
+    "zero" (after normalisation) or "reflect". `runtime`: hash of that of the workers it was planned for; no other may
+    compute it. `under`: the more frugal runtime that they are to take for it, where memory was short.
     """
 
     key: str
@@ -77,6 +80,7 @@ class BlockTask:
     stitch: str
     fill: str
     runtime: str
+    under: Runtime | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,8 @@ class Worker:
         self.model, self.runtime, self.steps = model, runtime_here(spec.runtime, model), 0
         self.predictor = make_predictor(model, self.runtime, mirroring=spec.mirroring)
         self.loading_bytes = peak_rss()  # reading weights may take more than running them
+        self._frugal: dict[Runtime, Predictor] = {}
+        self._mirroring = spec.mirroring
 
     def measure(self, window: Triple, channels: int) -> Baseline:
         """Run one batch of tiles of `window` (z,y,x) voxels and say what the process took."""
@@ -192,7 +198,22 @@ class Worker:
 
         if odd := {task.runtime for task in tasks} - {self.runtime.hash}:
             raise ValueError(f"a block planned for the runtime {odd.pop()} came to a worker of {self.runtime.hash}")
-        yield from segment_blocks(tasks, self.model, self.predictor, self.runtime, stop, self.step)
+        (under,) = {task.under for task in tasks}
+        if under is None:
+            yield from segment_blocks(tasks, self.model, self.predictor, self.runtime, stop, self.step)
+        else:
+            yield from segment_blocks(tasks, self.model, self._frugal_predictor(under), under, stop, self.step)
+
+    def _frugal_predictor(self, under: Runtime) -> Predictor:
+        """The model under a runtime that needs less memory, on a copy where that is on another device."""
+        from segmodels.predictor import make_predictor
+
+        if under not in self._frugal:
+            model = self.model
+            if under.device != self.runtime.device:
+                model = replace(model, network=copy.deepcopy(model.network))
+            self._frugal[under] = make_predictor(model, under, mirroring=self._mirroring)
+        return self._frugal[under]
 
     def step(self) -> None:
         self.steps += 1

@@ -45,6 +45,7 @@ class Plan:
     host_bytes: int
     device_bytes: int
     seconds: float
+    smallest: bool  # no other blocks take less memory
 
     @property
     def waste(self) -> float:
@@ -121,37 +122,42 @@ def make_plan(
     baseline: Baseline,
     budget: int,
     workers: int,
+    smallest: bool = False,
 ) -> Plan:
     """The plan of one study of `shape` (z,y,x) for `workers` workers that may share it.
 
     Chooses how many parts each axis of the shard grid is cut into: the least time to the last block among the cuts
     that fit `budget` bytes per worker, then the least waste, then the fewest blocks. One worker gets the whole study
-    where it fits. Raises StudyError("memory") when not even single shards fit.
+    where it fits. With `smallest` only the cuts that take the least memory count: what was projected did not do. Raises
+    StudyError("memory") when not even single shards fit.
     """
     grid, shards = make_grid(shape, window, overlap, margin), Shards(shape, shard)
     fitting = []
-    smallest: tuple[int, int] | None = None
+    least: tuple[int, int] | None = None
     for z, y, x in product(*(_cuts(grid, shards, axis, workers) for axis in range(3))):
         host, device = _projected((y.extent, x.extent), z.extent, grid, shards, needs, baseline)
-        smallest = min(smallest or (host, device), (host, device))
+        least = min(least or (host, device), (host, device))
         if host <= budget:
             parts = (z.parts, y.parts, x.parts)
             count, total = math.prod(parts), z.tiles * y.tiles * x.tiles
             longest = z.fullest * y.fullest * x.fullest
             makespan = max(longest * math.ceil(count / workers), total / workers)
             fitting.append((makespan, total, count, parts, host, device))
+    assert least is not None
     if not fitting:
-        assert smallest is not None
         raise StudyError(
             "memory",
-            f"needs {_gib(smallest[0])} per worker in its smallest blocks (process and model "
+            f"needs {_gib(least[0])} per worker in its smallest blocks (process and model "
             f"{_gib(baseline.host_bytes)}, the rest arrays; tile {list(window)}, {needs.classes} classes), but "
             f"--memory allows {_gib(budget)}: raise --memory, use fewer workers, or a smaller --tile",
         )
+    if smallest:
+        room = min(host + device for *_, host, device in fitting)
+        fitting = [cut for cut in fitting if cut[-2] + cut[-1] == room]
     _, total, _, parts, host, device = min(fitting)
     blocks = tuple(split_shards(shards, parts))
     seconds = total * baseline.seconds_per_tile / min(workers, len(blocks)) + SECONDS_PER_BLOCK * len(blocks)
-    return Plan(grid, shards, blocks, total, host, device, seconds)
+    return Plan(grid, shards, blocks, total, host, device, seconds, (host, device) == least)
 
 
 def _projected(

@@ -23,7 +23,8 @@ from .verify import damaged
 if TYPE_CHECKING:
     from segmodels.runtime import Runtime
 
-    from .run import Progress, Run
+    from .progress import Progress
+    from .run import Run
 
 logger = logging.getLogger("maskmill")
 
@@ -119,6 +120,7 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
     assert image is not None
     array = ome.open_array(image.level0)
     chunk = (int(array.chunks[-3]), int(array.chunks[-2]), int(array.chunks[-1]))
+    runtime = progress.under or kind.runtime
     plan = plan_shape(
         image.header,
         chunk,
@@ -126,10 +128,12 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
         run.baselines[kind.runtime.hash],
         run.budget(kind),
         run.workers_for_one(kind),
-        on_device=kind.runtime.device != "cpu",
+        on_device=runtime.device != "cpu",
+        smallest=progress.saving,
     )
+    progress.in_smallest = plan.smallest
     run.claim(progress)
-    missing = _open_ledger(run, progress, image, plan, kind.runtime)
+    missing = _open_ledger(run, progress, image, plan, runtime)
     tasks = []
     for index, block in enumerate(plan.blocks, progress.numbered):
         todo = tuple(shard for shard in plan.shards.indices(block) if shard in missing)
@@ -149,6 +153,7 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
                     stitch=run.method.stitch,
                     fill="reflect" if any(run.method.margin) else "zero",
                     runtime=kind.runtime.hash,
+                    under=progress.under,
                 )
             )
     progress.numbered += len(plan.blocks)
@@ -233,7 +238,15 @@ def label_dtype(method: Method) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
 
 
 def plan_shape(
-    header: Header, chunk: Triple, method: Method, baseline: Baseline, budget: int, workers: int, *, on_device: bool
+    header: Header,
+    chunk: Triple,
+    method: Method,
+    baseline: Baseline,
+    budget: int,
+    workers: int,
+    *,
+    on_device: bool,
+    smallest: bool = False,
 ) -> Plan:
     """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x)."""
     return make_plan(
@@ -255,6 +268,7 @@ def plan_shape(
         baseline=baseline,
         budget=budget,
         workers=workers,
+        smallest=smallest,
     )
 
 

@@ -21,7 +21,8 @@ from .metrics.masks import Mask, binary_mask, stored_mask, study_mask, without_v
 from .metrics.overlap import confusion, is_binary_255, overlaps
 from .metrics.surface import TOLERANCE_MM, surface_scores
 from .metrics.tables import surface_dice_column
-from .run import Progress, Run
+from .progress import Progress
+from .run import Run
 from .sources import Found, Study, digest_of, find_studies
 from .sources.names import study_name
 from .start import memory_budget

@@ -12,16 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import ledger, locks, results, store
-from .engine import Baseline, BlockTask, Engine, Failure, Kind, Outcome, Stranded, Work
-from .errors import Cause, Interrupted, StudyError, UsageError
-from .ingest import Image, image_url
+from .again import begin_again, choose_kind, save_memory
+from .engine import Baseline, BlockTask, Engine, Failure, Kind, Outcome, Receipt, Stranded, Work
+from .errors import Interrupted, StudyError, UsageError
+from .ingest import image_url
 from .job import Job
 from .logs import LastLines
-from .prepare import measure, plan_blocks, take_in, tiles_of
+from .prepare import plan_blocks, take_in, tiles_of
+from .progress import Progress
 from .sources import Found, Study
 from .sources.names import study_name
 from .start import Method, new_run_id
@@ -32,33 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maskmill")
 
 PATIENCE_SECONDS = 5.0  # with a study that is being read when the run is to end
-BEGINNINGS = 3  # how often a study begins under another runtime because its kind of worker is gone
-State = str  # waiting, segmenting, whole, published, failed, interrupted
-
-
-@dataclass
-class Progress:
-    """Where one study stands in this run."""
-
-    study: Study
-    key: str
-    state: State = "waiting"
-    image: Image | None = None
-    kind: Kind | None = None  # of the workers that make it
-    stranded: int = 0  # how often that kind went away
-    tiles: int = 0  # expected, see Run.estimate
-    tiles_done: int = 0
-    pending: set[int] = field(default_factory=set)
-    blocks: int = 0
-    numbered: int = 0  # blocks planned so far: a study that begins again has new numbers
-    reused: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_rss_bytes: int = 0
-    cause: Cause | None = None
-    message: str | None = None
-    attempts: int = 1
-    record: dict[str, Any] | None = None
-    claim: locks.Claim | None = None  # from planning to the end of the study: see `pipeline.locks`
 
 
 class Run:
@@ -101,19 +75,6 @@ class Run:
             self.workers = self._engine.workers
         return self._engine
 
-    def choose_kind(self, progress: Progress) -> Kind:
-        """Who is to make a study: the kind that began it if there is such a worker, else the one with least to do.
-
-        What a worker of the kind takes before any block is measured the first time: plans stand on it.
-        """
-        engine = self.engine()
-        kinds = engine.kinds()
-        held = ledger.read_plan(ledger.folder(self.out, progress.key)) or {}
-        kind = next((kind for kind in kinds if kind.runtime.hash == held.get("runtime_hash")), kinds[0])
-        if kind.runtime.hash not in self.baselines:
-            self.baselines[kind.runtime.hash] = measure(engine, self.method, kind)
-        return kind
-
     def budget(self, kind: Kind) -> int:
         """Bytes one worker of the kind may use: --memory, else its part of its machine's memory."""
         return self.job.memory or kind.memory
@@ -135,13 +96,13 @@ class Run:
             with self._preparing:
                 tasks = self._prepared(progress := self.queue.popleft())
             for task in tasks:
-                if waiting and waiting[0].runtime != task.runtime:
+                if waiting and (waiting[0].runtime, waiting[0].under) != (task.runtime, task.under):
                     yield tuple(waiting)
                     waiting, tiles = [], 0
                 waiting.append(task)
                 tiles += task.grid.count(task.shards.box_of(task.range))
                 assert progress.kind is not None
-                if tiles >= progress.kind.runtime.batch:
+                if tiles >= (task.under or progress.kind.runtime).batch:
                     yield tuple(waiting)
                     waiting, tiles = [], 0
         if waiting and not self.stop.is_set():
@@ -149,7 +110,7 @@ class Run:
 
     def _prepared(self, progress: Progress) -> list[BlockTask]:
         """The blocks of one study that are not done yet; none where it needs no work or was set aside."""
-        needed = bool(progress.stranded)  # it was read before
+        needed = bool(progress.numbered)  # it was read before
         if not needed:
             with self._set_aside(progress, "reading"):
                 needed = take_in(self, progress)
@@ -158,7 +119,7 @@ class Run:
         self.engine()  # a failure of the workers is the run's, not this study's
         if self.stop.is_set():  # asked to end while Ray was starting: a model is not loaded any more
             return []
-        kind = progress.kind = self.choose_kind(progress)
+        kind = progress.kind = choose_kind(self, progress)
         tasks: list[BlockTask] = []
         with self._set_aside(progress, "planning"):
             tasks += plan_blocks(self, progress, kind)
@@ -209,17 +170,27 @@ class Run:
         """Book one block's end."""
         progress = self.by_key[outcome.key][0]
         if isinstance(outcome, Stranded):
-            self._begin_again(progress, outcome.runtime)
+            begin_again(self, progress, outcome.runtime)
             return
+        progress.pending.discard(outcome.index)
         if isinstance(outcome, Failure):
-            if progress.state != "failed":
+            if outcome.cause == "memory" and save_memory(self, progress):
+                progress.state = "saving"
+            elif progress.state != "failed":
                 self.fail(progress, StudyError(outcome.cause, outcome.message), outcome.attempts)
-            return
+        else:
+            self._book(progress, outcome)
+        if not progress.pending and progress.state == "segmenting":
+            self.become_whole(progress)
+        elif not progress.pending and progress.state == "saving":  # nothing of it is on its way any more
+            progress.state, progress.tiles_done = "waiting", 0
+            self.queue.append(progress)
+
+    def _book(self, progress: Progress, outcome: Receipt) -> None:
         progress.blocks += 1
         progress.tiles_done += outcome.tiles
         progress.seconds["segment"] = progress.seconds.get("segment", 0.0) + outcome.seconds
         progress.peak_rss_bytes = max(progress.peak_rss_bytes, outcome.peak_rss_bytes)
-        progress.pending.discard(outcome.index)
         logger.info(
             "block done",
             extra={
@@ -229,22 +200,6 @@ class Run:
                 "seconds": outcome.seconds,
             },
         )
-        if not progress.pending and progress.state == "segmenting":
-            self.become_whole(progress)
-
-    def _begin_again(self, progress: Progress, runtime: str) -> None:
-        """The kind of worker that was making this study is gone: any kind may make it, from the beginning."""
-        kind = progress.kind
-        if progress.state != "segmenting" or kind is None or kind.runtime.hash != runtime:
-            return  # another block said so before
-        progress.stranded += 1
-        if progress.stranded == BEGINNINGS:
-            message = f"its kind of worker went away {BEGINNINGS} times, the last time {kind.runtime}; run it again"
-            self.fail(progress, StudyError("timeout", message))
-            return
-        logger.warning("its kind of worker is gone: it begins again", extra={"key": progress.key, "runtime": runtime})
-        progress.state, progress.tiles_done, progress.pending = "waiting", 0, set()
-        self.queue.append(progress)
 
     def become_whole(self, progress: Progress) -> None:
         progress.state = "whole"

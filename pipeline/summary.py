@@ -13,10 +13,11 @@ from typing import Any
 from . import ledger, store
 from .errors import StudyError
 from .metrics.tables import STAGES, STRUCTURE_COLUMNS, write_tables
+from .progress import Progress
 from .references import References, held_scores, score_columns
 from .report.build import build_report
 from .results import mask_url
-from .run import Progress, Run
+from .run import Run
 from .sources.names import study_name
 
 logger = logging.getLogger("maskmill")

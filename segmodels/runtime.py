@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,19 @@ def resolve_runtime(
         batch=batch or (4 if device == "cuda" else 1),
         versions=_versions(device),
     )
+
+
+def frugal(runtime: Runtime, *, cpu: bool) -> Runtime | None:
+    """The runtime that needs less device memory: half the batch, then, where `cpu` allows it, this machine's CPU.
+
+    None where there is none left. Precision stays, but fp16, which CPUs do not compute in, becomes fp32.
+    """
+    if runtime.batch > 1:
+        return replace(runtime, batch=runtime.batch // 2)
+    if runtime.device == "cpu" or not cpu:
+        return None
+    precision = "fp32" if runtime.precision == "fp16" else runtime.precision
+    return replace(runtime, device="cpu", precision=precision, versions=_versions("cpu"))
 
 
 def runtime_here(wanted: Runtime, model: Model) -> Runtime:

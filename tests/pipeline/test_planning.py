@@ -105,7 +105,7 @@ def test_a_block_in_the_middle_reads_a_tile_past_each_side() -> None:
     window = tuple(t + 2 * m for t, m in zip(tile, margin, strict=True))
     grid, shards = make_grid(shape, window, 0.99, margin), Shards(shape, (32, 64, 64))
     block = Box((0, 2, 2), (1, 3, 3))
-    plan = Plan(grid, shards, (block,), 0, 0, 0, 0.0)
+    plan = Plan(grid, shards, (block,), 0, 0, 0, 0.0, smallest=False)
     _, h, w = hull(plan, block).shape
     assert (h, w) == (64 + 2 * 31 + 16,) * 2
     arrays = 50 * (4 * 32 * h * w + 8 * h * w * 2)
