@@ -193,7 +193,7 @@ def check_phantoms(said: Ended, out: Path) -> None:
         analytic = phantom(seed).volumes_ml[name]
         assert float(true) == pytest.approx(analytic, abs=0.051)
         assert float(error) == pytest.approx(100 * (ours.sum() * litres / analytic - 1), abs=0.0051)
-        assert abs(float(error)) <= (1.6 if (name, seed) in {("lesions", 1001), ("bones", 1002)} else 1)
+        assert abs(float(error)) <= (1.5 if (name, seed) in {("lesions", 1000), ("bones", 1002)} else 1)
         assert float(dice) == pytest.approx(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()), abs=0.00051)
         assert float(dice) >= 0.95
 
