@@ -117,10 +117,15 @@ def test_workers_that_nobody_had_room_for_are_withdrawn(nodes: Nodes) -> None:
         for _ in engine.run(works(30, act="sleep"), threading.Event()):
             asked.append(len(engine._pool.members))
         assert max(asked) == 3  # the cluster, and its autoscaler, heard of all of them
+        assert asked[-1] == 1  # until there was no work for them any more
+        run = engine.run(works(30, act="sleep"), threading.Event())
+        next(run)
+        assert len(engine._pool.members) == 3
+        run.close()
         node = nodes.add(cpus=2)
         time.sleep(3)  # a place for which somebody still asked would be taken at once
         assert not nodes.workers(node)
-        assert ray.available_resources()["CPU"] == 2
+        wait_until(lambda: ray.available_resources().get("CPU") == 3)
 
 
 @pytest.mark.parametrize(("share", "workers"), [(None, 2), (0.5, 4)])
@@ -170,7 +175,11 @@ def test_a_kind_with_much_to_do_does_not_keep_another_waiting(nodes: Nodes) -> N
     with joined(nodes, 2) as engine:
         wait_until(lambda: len(engine.kinds()) == 2)
         assert {kind.runtime.hash for kind in engine.kinds()} == {slow, quick}
-        order = [outcome.key for outcome in engine.run(given, threading.Event())]
+        found = list(engine.run(given, threading.Event()))
+    order = [outcome.key for outcome in found]
+    by_slow, by_quick = (pids([o for o in found if o.key == key]) for key in ("slow", "quick"))
+    assert (len(by_slow), len(by_quick)) == (1, 1)  # each kind of block went to its kind of worker
+    assert by_slow != by_quick
     assert sorted(order) == ["quick"] * 4 + ["slow"] * 12
     assert order.index("quick") < 4
 
