@@ -24,6 +24,7 @@ from pipeline.errors import UsageError
 from . import watchdog
 from .actor import scrub
 
+LEAVE = b"."  # says to the watchdog that all was ended in order
 log = logging.getLogger(__name__)
 OBJECT_STORE = 80_000_000  # bytes, about the least that Ray takes: nothing but receipts passes through it
 LOOK_SECONDS = 0.1
@@ -166,7 +167,7 @@ class _Home:
         self._over.set()
         self._watcher.join()
         self._have_guard()
-        self.guard.communicate()  # closes the pipe
+        self.guard.communicate(LEAVE)  # and closes the pipe
 
 
 @contextmanager

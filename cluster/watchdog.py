@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 
 MARK = "MASKMILL_CLUSTER"
+HALF_STARTED = 5.0  # seconds in which a process between fork and exec shows its name
 WORKERS = (b"RAY_RAYLET_PID=", b"RAY_JOB_ID=")  # a raylet's gift to its workers, and theirs to their children
 
 
@@ -52,32 +53,43 @@ def _read(pid: str, name: str) -> bytes:
         return file.read()
 
 
-def sweep(mark: str, folder: str, patience: float = 10.0) -> None:
-    """Kill the processes of the cluster `mark` until a look around finds none."""
-    end = time.monotonic() + patience
-    while (pids := marked(mark, folder)) and time.monotonic() < end:
+def sweep(mark: str, folder: str, calm: float, patience: float = 20.0) -> None:
+    """Kill the processes of the cluster `mark` until nobody was found for `calm` seconds."""
+    begun = found = time.monotonic()
+    while True:
+        now = time.monotonic()
+        if pids := marked(mark, folder):
+            found = now
+        if (not pids and now - found >= calm) or now - begun > patience:
+            return
         for pid in pids:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def wait_for_end(parent: int) -> None:
-    """Return when the driver is gone or has let go of the pipe.
+def wait_for_end(parent: int) -> bool:
+    """Return when the driver is gone or has let go of the pipe; says whether it took its leave.
 
     A child that the driver forked holds the pipe too, hence the look at who our parent is.
     """
+    leave = b""
     while os.getppid() == parent:
-        if select.select([0], [], [], 1.0)[0] and not os.read(0, 1):
-            return
+        if select.select([0], [], [], 1.0)[0]:
+            said = os.read(0, 1)
+            if not said:
+                break
+            leave = said
+    return bool(leave)
 
 
 def main() -> None:
     mark, folder, parent = sys.argv[1], sys.argv[2], int(sys.argv[3])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are meant for the driver, whose end is ours
-    wait_for_end(parent)
-    sweep(mark, folder)
+    took_leave = wait_for_end(parent)
+    # A driver that was killed may have had daemons half started, which nobody would know for ours at this moment.
+    sweep(mark, folder, calm=0.0 if took_leave else HALF_STARTED)
     shutil.rmtree(folder, ignore_errors=True)
 
 

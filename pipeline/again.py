@@ -80,7 +80,7 @@ def save_memory(run: Run, progress: Progress) -> bool:
 def begin_again(run: Run, progress: Progress, runtime: str) -> None:
     """The kind of worker that was making this study is gone: any kind may make it, from the beginning."""
     kind = progress.kind
-    if progress.state != "segmenting" or kind is None or kind.runtime.hash != runtime:
+    if progress.state not in ("segmenting", "saving") or kind is None or kind.runtime.hash != runtime:
         return  # another block said so before
     progress.stranded += 1
     if progress.stranded == BEGINNINGS:

@@ -207,10 +207,13 @@ class Worker:
     def _frugal_predictor(self, under: Runtime) -> Predictor:
         """The model under a runtime that needs less memory, on a copy where that is on another device."""
         from segmodels.predictor import make_predictor
+        from segmodels.runtime import versions_of
 
         if under not in self._frugal:
             model = self.model
             if under.device != self.runtime.device:
+                if (here := versions_of(under.device)) != under.versions:  # planned on the driver's machine
+                    raise StudyError("memory", f"the {under.device} of its node is of another kind: {dict(here)}")
                 model = replace(model, network=copy.deepcopy(model.network))
             self._frugal[under] = make_predictor(model, under, mirroring=self._mirroring)
         return self._frugal[under]

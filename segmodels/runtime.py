@@ -94,7 +94,7 @@ def resolve_runtime(
         precision=resolved if model.network is not None else "fp32",
         threads=threads or usable_cores(),
         batch=batch or (4 if device == "cuda" else 1),
-        versions=_versions(device),
+        versions=versions_of(device),
     )
 
 
@@ -108,7 +108,7 @@ def frugal(runtime: Runtime, *, cpu: bool) -> Runtime | None:
     if runtime.device == "cpu" or not cpu:
         return None
     precision = "fp32" if runtime.precision == "fp16" else runtime.precision
-    return replace(runtime, device="cpu", precision=precision, versions=_versions("cpu"))
+    return replace(runtime, device="cpu", precision=precision, versions=versions_of("cpu"))
 
 
 def runtime_here(wanted: Runtime, model: Model) -> Runtime:
@@ -129,7 +129,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _versions(device: str) -> tuple[tuple[str, str], ...]:
+def versions_of(device: str) -> tuple[tuple[str, str], ...]:
+    """The versions in a runtime of this machine on `device`."""
     import torch
 
     found = {"torch": torch.__version__, "maskmill": _maskmill_version()}

@@ -7,10 +7,13 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from object_server import ObjectServer, object_server
+
+if TYPE_CHECKING:
+    from object_server import ObjectServer
 
 # A shared machine is slow at times; how long an example takes says nothing about what it tests.
 settings.register_profile("maskmill", deadline=None)
@@ -43,6 +46,8 @@ def _private_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[ObjectServer]:
     """A real S3-speaking server on loopback; tests share its bucket and keep to a prefix of their own."""
+    from object_server import object_server
+
     with object_server() as server:
         yield server
 

@@ -92,7 +92,7 @@ def test_what_is_missing_is_named(missing: str, top: Path, command: Command) -> 
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
-@pytest.mark.parametrize("name", ["nothing.nii.gz", "empty", "file", "s3://bucket/scans", "line\nbreak.nii"])
+@pytest.mark.parametrize("name", ["nothing.nii.gz", "empty", "file", "ftp://host/scans", "line\nbreak.nii"])
 def test_no_input_yields_a_study(name: str, top: Path, command: Command) -> None:
     given = name if "://" in name else top / name
     refused(command("segment", given, "-m", "kmeans", "-o", top / "out"), "no INPUT yields a study")
