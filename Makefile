@@ -4,12 +4,14 @@
 #   GPU=yes|no          which torch to install; by default yes where nvidia-smi sees a GPU
 #   TORCH_INDEX=URL     where to take torch from (see README, "Install"); with GPU=no never a CUDA build
 #   OUT=folder          where `make demo` writes
+#   JOBS=N              tests at once, file by file (default 2; they start servers and clusters and wait for them)
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes || echo no)
 OUT ?= demo-out
+JOBS ?= 2
 
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 ifeq ($(GPU),yes)
@@ -34,7 +36,7 @@ demo: $(DONE) ## segment a real MR brain and three simulated CT scans; results a
 	@$(BIN)/maskmill demo -o $(OUT)
 
 test: $(DONE) ## every test but the slow ones (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	@$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST)
 
 slow: $(DONE) ## the slow tests: soaks, fuzzing, memory (under 40 minutes)
 	@$(BIN)/python -m pytest -m slow $(PYTEST)
