@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import StudyError, UsageError
+from pipeline.objects import ObjectStoreError
 
 # typer carries its own copy of click or uses an installed one, by version; its public classes tell which.
 CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -254,6 +255,9 @@ def guarded(command: Callable[[], Any]) -> int:
         code = command()
     except (UsageError, ModelError) as error:
         print(f"maskmill: {error}", file=sys.stderr)
+        return 2
+    except ObjectStoreError as error:  # before anything began: what a run meets is told study by study
+        print(f"maskmill: {error.strerror}", file=sys.stderr)
         return 2
     except CommandLineError as error:  # typer's own: an unknown flag, a missing value
         error.show()

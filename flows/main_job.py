@@ -147,6 +147,8 @@ def _closing_line(summary: Summary) -> str:
     total = len(summary.studies)
     if summary.interrupted:
         done = f"interrupted: {summary.published} of {total} studies are published"
+    elif not total:
+        done = "nothing to do: no study is to be taken up (by --part, --retry-failed)"
     elif summary.published == summary.reused == total:
         done = f"nothing to do: all {total} studies are published already"
     else:

@@ -25,7 +25,8 @@ def status_command(out: str, *, as_json: bool) -> int:
                 f"failed       {entry['study']}  {entry['cause']}: {entry['message']} (attempts: {entry['attempts']})"
             )
         elif entry["state"] == "interrupted":
-            print(f"interrupted  {entry['study']}  {entry['shards_done']} of {entry['shards']} shards done")
+            done = f"{entry['shards_done']} of {entry['shards']} shards done" if entry["shards"] else "not begun"
+            print(f"interrupted  {entry['study']}  {done}")
     return 0
 
 
@@ -53,7 +54,18 @@ def read_status(out: str) -> list[dict[str, Any]]:
                     "shards_done": done,
                 }
             )
+    known = {entry["study"] for entry in entries}
+    for key, facts in _latest_run(out).items():
+        if facts["study"] not in known:  # the newest command never came to it
+            entries.append({"study": facts["study"], "key": key, "state": "interrupted", "shards": 0, "shards_done": 0})
     return sorted(entries, key=lambda entry: (entry["study"] or "", entry["key"]))
+
+
+def _latest_run(out: str) -> dict[str, dict[str, str]]:
+    """The studies of the newest command, by the key that they had when it began."""
+    runs = [name for name in store.names(store.join(out, "runs")) if not name.startswith(".")]
+    document = store.read_json(store.join(out, "runs", runs[-1], "run.json")) if runs else None
+    return (document or {}).get("studies", {})
 
 
 def _stands(out: str, key: str, plan: dict[str, Any]) -> bool:

@@ -24,14 +24,18 @@ logger = logging.getLogger("maskmill")
 BEGINNINGS = 3  # how often a study begins under another runtime because its kind of worker is gone
 
 
-def choose_kind(run: Run, progress: Progress) -> Kind:
-    """Who is to make a study: the kind that began it if there is such a worker, else the one with least to do.
+def begun_under(run: Run, progress: Progress) -> str | None:
+    """The hash of the runtime under which a study was begun. Raises OSError where the ledger cannot be read."""
+    return (ledger.read_plan(ledger.folder(run.out, progress.key)) or {}).get("runtime_hash")
+
+
+def choose_kind(run: Run, progress: Progress, held: str | None) -> Kind:
+    """Who is to make a study: the kind that began it (`held`) if there is such a worker, else that with least to do.
 
     What a worker of the kind takes before any block is measured the first time: plans stand on it.
     """
     engine = run.engine()
     kinds = engine.kinds()
-    held = (ledger.read_plan(ledger.folder(run.out, progress.key)) or {}).get("runtime_hash")
     begun = [(kind, _begun_under(run, kind, held)) for kind in kinds]
     kind, runtime = next((found for found in begun if found[1] is not None), (kinds[0], None))
     if runtime not in (None, kind.runtime) and progress.under is None:

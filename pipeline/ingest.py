@@ -52,7 +52,10 @@ def known_content(out: str, study: Study) -> str | None:
         return None  # the pixels are the user's and may have changed: they are read again
     facts = (ome.read_attributes(url) or {}).get("maskmill", {})
     content = facts.get("content")
-    return content if content and store.exists(_statistics_url(out, content)) else None
+    if not content or not store.exists(_statistics_url(out, content)):
+        return None
+    # A chunk that is not there would be read as zeros. Older images do not say how much there was.
+    return content if facts.get("stored") in (None, store.footprint(store.join(url, "0"))) else None
 
 
 def stage_image(
@@ -109,7 +112,10 @@ def _write(out: str, source: Source, group: str, name: str, version: str | None,
     channels = _keep_statistics(out, content, sums)
     build_pyramid(group, labels=False, names=names)
     store.sync_tree(group)
-    ome.write_group(group, _attributes(header, name, content, version, channels))
+    stored = store.footprint(store.join(group, "0"))
+    ome.write_group(
+        group, _attributes(header, name, {"content": content, "source_version": version, "stored": stored}, channels)
+    )
     return content
 
 
@@ -158,7 +164,7 @@ def _keep_statistics(out: str, content: str, sums: list[statistics.ChannelSums])
 
 
 def _attributes(
-    header: Header, name: str, content: str, version: str | None, channels: list[statistics.ChannelStatistics]
+    header: Header, name: str, facts: dict[str, Any], channels: list[statistics.ChannelStatistics]
 ) -> dict[str, Any]:
     window = [{"min": c.minimum, "max": c.maximum, "start": c.minimum, "end": c.maximum} for c in channels]
     return {
@@ -174,8 +180,7 @@ def _attributes(
         },
         "maskmill": {
             "affine": header.affine.tolist(),
-            "content": content,
-            "source_version": version,
+            **facts,
             "nifti": header.nifti,
             "warnings": list(header.warnings),
         },

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import UsageError
+from .objects import refuse_credentials
 
 FORMATS = ("nifti",)
 STITCHES = ("gaussian", "constant")
@@ -153,6 +154,10 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         near = difflib.get_close_matches(unknown[0], Job.model_fields, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(Job.model_fields)}"
         raise UsageError(f"unknown setting {unknown[0]!r}{hint}")
+    for name in ("inputs", "out", "reference"):
+        given = settings.get(name)
+        for url in given if isinstance(given, list | tuple) else [given]:
+            refuse_credentials(str(url))
     try:
         return Job(**settings)
     except ValidationError as error:

@@ -61,6 +61,15 @@ def is_remote(url: str) -> bool:
     return True
 
 
+def refuse_credentials(url: str) -> None:
+    """Raise UsageError, which does not repeat it, for a URL with a name or a password in it: it would be recorded."""
+    if "://" in url and "@" in url.split("://", 1)[1].partition("/")[0]:
+        raise UsageError(
+            "an address holds credentials: take them out of it; they come from the environment (AWS_ACCESS_KEY_ID) "
+            "or the usual files"
+        )
+
+
 def bucket_and_key(url: str) -> tuple[str, str]:
     """("s3://bucket", "key"). Raises UsageError where there is no bucket, or more than these two."""
     parts = urlsplit(url)

@@ -77,12 +77,7 @@ def is_stored(record: Mapping[str, Any], group: str) -> bool:
 
     Bytes that rotted in place are found by whoever reads them (every chunk has a checksum). Older records do not say.
     """
-    return record.get("stored") in (None, _stored(group))
-
-
-def _stored(group: str) -> dict[str, int]:
-    sizes = store.sizes(store.join(group, "0"))
-    return {"files": len(sizes), "bytes": sum(sizes.values())}
+    return record.get("stored") in (None, store.footprint(store.join(group, "0")))
 
 
 def standing(out: str, key: str, model: str, but: str | None = None) -> str | None:
@@ -126,7 +121,8 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
         "runtime": dict(labels.runtime),
         "structures": rows,
         "seconds": seconds,
-        "stored": _stored(labels.group),
+        "stored": store.footprint(store.join(labels.group, "0")),
+        "masks": _mask_sizes(labels, formats),
     }
     ledger.write_published(labels.ledger, labels.study, record)
     ledger.clear_failed(labels.ledger)
@@ -134,12 +130,26 @@ def publish(labels: Labels, formats: Sequence[str], facts: Mapping[str, Any]) ->
     return record
 
 
-def export(labels: Labels, formats: Sequence[str], *, only_missing: bool = False) -> None:
+def export(labels: Labels, formats: Sequence[str]) -> None:
     """Write the masks of a study in each format."""
     for kind in formats:
         url = mask_url(labels.out, labels.study, kind)
-        if not (only_missing and store.size(url)):
-            write_nifti(store.join(labels.group, "0"), url, labels.affine, labels.nifti)
+        write_nifti(store.join(labels.group, "0"), url, labels.affine, labels.nifti)
+
+
+def export_missing(labels: Labels, formats: Sequence[str]) -> None:
+    """Write those masks of a published study that are not there, or not as large as when they were written."""
+    record = ledger.published(labels.ledger, labels.study) or {}
+    known, there = dict(record.get("masks", {})), _mask_sizes(labels, formats)
+    missing = [kind for kind, size in there.items() if size == 0 or size != known.get(kind, size)]
+    if missing:
+        export(labels, missing)
+    if record and known != (now := known | _mask_sizes(labels, formats)):
+        ledger.write_published(labels.ledger, labels.study, {**record, "masks": now})
+
+
+def _mask_sizes(labels: Labels, formats: Sequence[str]) -> dict[str, int]:
+    return {kind: store.size(mask_url(labels.out, labels.study, kind)) for kind in formats}
 
 
 def _label_attributes(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

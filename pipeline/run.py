@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import ledger, locks, results, store
-from .again import begin_again, choose_kind, save_memory
+from .again import begin_again, begun_under, choose_kind, save_memory
 from .engine import Baseline, BlockTask, Engine, Failure, Kind, Outcome, Receipt, Stranded, Work
 from .errors import Interrupted, StudyError, UsageError
 from .ingest import image_url
@@ -80,10 +80,10 @@ class Run:
         return self.job.memory or kind.memory
 
     def _chosen(self, studies: list[Study]) -> list[Study]:
-        """The studies this run takes up: all, or with `retry_failed` those that failed before."""
-        if not self.job.retry_failed:
-            return studies
-        return [study for study in studies if study.name in self.failed_before]
+        """The studies this run takes up: all, or with `retry_failed` those that failed before; the first `limit`."""
+        if self.job.retry_failed:
+            studies = [study for study in studies if study.name in self.failed_before]
+        return studies[: self.job.limit]
 
     def works(self) -> Iterator[Work]:
         """Prepare study after study; yield its blocks, small ones of several studies together up to a batch.
@@ -116,10 +116,15 @@ class Run:
                 needed = take_in(self, progress)
         if not needed or self.stop.is_set():
             return []
+        held = None
+        with self._set_aside(progress, "planning"):
+            held = begun_under(self, progress)
+        if progress.state == "failed":
+            return []
         self.engine()  # a failure of the workers is the run's, not this study's
         if self.stop.is_set():  # asked to end while Ray was starting: a model is not loaded any more
             return []
-        kind = progress.kind = choose_kind(self, progress)
+        kind = progress.kind = choose_kind(self, progress, held)
         tasks: list[BlockTask] = []
         with self._set_aside(progress, "planning"):
             tasks += plan_blocks(self, progress, kind)
@@ -235,7 +240,7 @@ class Run:
                 progress.state = "published"
                 return
         if progress.reused:
-            results.export(labels, self.job.formats, only_missing=True)
+            results.export_missing(labels, self.job.formats)
             progress.state = "published"
             return
         self._copy_from_twin(labels)

@@ -162,7 +162,7 @@ def _check_tile(window: Triple, network: Network) -> None:
 
 
 def find(job: Job) -> Found:
-    """The studies of a job: the first `limit` of them, of these its `part`, which may be none.
+    """The studies of a job, or of its `part`, which may have none; `Run` takes up the first `limit` of them.
 
     Raises UsageError when the INPUTs yield no study at all.
     """
@@ -178,7 +178,7 @@ def find(job: Job) -> Found:
             f"no INPUT yields a study ({reasons or 'no .nii, .nii.gz or OME-Zarr in it'}); "
             "give NIfTI files, OME-Zarr images or folders of them"
         )
-    return _part(Found(found.studies[: job.limit], found.failures), job.part)
+    return _part(found, job.part)
 
 
 def _part(found: Found, part: tuple[int, int] | None) -> Found:
@@ -211,7 +211,7 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
     except (OSError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"OUT {out} cannot be written: {reason}") from None
-    sweep(out)
+    alone = sweep(out)
     published = {
         study: (key, record) for key, study, record in ledger.all_published(out) if not record.get("superseded")
     }
@@ -238,11 +238,16 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
                 f"OUT {out} holds results made with {differences[0]}; give another OUT, or --overwrite to withdraw "
                 "and replace them"
             )
+    began_before = claim is not None
     if claim is None and not store.create(claim_url, json.dumps(mine).encode()):
         claim = store.read_json(claim_url)  # another command began at this moment
-        if claim is not None and claim.get("model") != mine["model"]:
-            raise UsageError(f"OUT {out} was just taken for the model {claim.get('model')}; give another OUT")
     if claim is not None and claim != mine:
+        # Nothing of the other claim is published: whose it is may be at work on the first of it.
+        if not (began_before and (alone or job.overwrite or published)):
+            raise UsageError(
+                f"OUT {out} is taken for the model {claim.get('model')}, by settings other than these; another command "
+                "may be at work on it: give another OUT, or run this again with --overwrite when that has ended"
+            )
         store.write_json(claim_url, mine)
     return published
 

@@ -220,6 +220,12 @@ def sync_tree(url: str) -> None:
         sync(folder)
 
 
+def footprint(url: str) -> dict[str, int]:
+    """How many files lie below `url`, and their bytes: what is gone or cut off changes it."""
+    found = sizes(url)
+    return {"files": len(found), "bytes": sum(found.values())}
+
+
 def zarr_store(url: str, *, read_only: bool = False) -> Any:
     """The place of an array or group, as zarr takes it."""
     if is_remote(url):

@@ -17,15 +17,16 @@ LOCK = ".lock"
 _held: dict[str, int] = {}  # one shared lock per OUT for as long as this process lives
 
 
-def sweep(out: str) -> None:
+def sweep(out: str) -> bool:
     """Remove unfinished writes and images that were never taken in, unless another command works on `out` now.
 
     Every command holds a shared lock on OUT/ledger/.lock while it lives; the kernel gives it back however it ends.
-    Who can get the lock for itself is alone.
+    Who can get the lock for itself is alone; says whether that is known. In an object store it never is.
     """
     if objects.is_remote(out):
         _remove_old_stages(out)
-        return
+        return False
+    alone = False
     root = store.local(out)
     lock, place = root / "ledger" / LOCK, str(root.resolve())
     handle = _held.pop(place, None)
@@ -37,12 +38,14 @@ def sweep(out: str) -> None:
     _held[place] = handle
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
         _remove_leftovers(root)
     except OSError:
         pass  # somebody else is at work, or this file system has no locks: leftovers stay, hidden
     finally:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
+    return alone
 
 
 def _remove_old_stages(out: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,3 +161,31 @@ def test_a_shard_that_is_damaged_before_it_is_published_is_not_published(
     assert (summary.published, summary.blocks_computed) == (1, 1)
     check_redone(out, before, 2)
     check_finished(out, undisturbed)
+
+
+@pytest.mark.parametrize("gone", ["0/c/0/0/0", "0/zarr.json"])
+@pytest.mark.parametrize("settings", [{}, {"classes": 3, "overwrite": True}])
+def test_an_image_that_lost_a_file_is_read_anew(gone: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Zarr reads a chunk that is not there as zeros: a mask of them would look like one."""
+    scan(tmp_path / "in/a.nii.gz", 1, (40, 40, 30))
+    pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "whole", threads=1, **settings)
+    assert pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "out", threads=1).exit_code == 0
+    (tmp_path / "out/images/a.ome.zarr" / gone).unlink()
+    (tmp_path / "out/images/a.ome.zarr/labels/kmeans/0/c/0/0/0").unlink()
+    assert pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "out", threads=1, **settings).exit_code == 0
+    assert (tmp_path / "out/images/a.ome.zarr" / gone).exists()
+    np.testing.assert_array_equal(label_array(tmp_path / "out", "a"), label_array(tmp_path / "whole", "a"))
+    assert label_array(tmp_path / "out", "a").any()
+    assert mask_bytes(tmp_path / "out", "a") == mask_bytes(tmp_path / "whole", "a")
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_mask_that_was_cut_off_is_written_again(size: int, tmp_path: Path) -> None:
+    scan(tmp_path / "in/a.nii.gz", 1)
+    pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "out", threads=1)
+    mask = tmp_path / "out/masks/a.nii.gz"
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[:size])
+    again = pipeline.segment(tmp_path / "in", "kmeans", tmp_path / "out", threads=1)
+    assert (again.exit_code, again.reused, again.blocks_computed) == (0, 1, 0)
+    assert mask.read_bytes() == whole

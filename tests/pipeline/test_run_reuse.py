@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +279,48 @@ def test_two_models_may_not_share_an_out(top: Path) -> None:
     segment(top)
     with pytest.raises(UsageError, match="holds results of the model kmeans"):
         segment(top, model=random_model(top / "model"))
+
+
+CLAIM = """
+import sys
+from pipeline.job import make_job
+from pipeline.start import claim_out, find, resolve_method
+job = make_job({"inputs": [sys.argv[1]], "model": "kmeans", "out": sys.argv[2], "classes": 3})
+claim_out(job, resolve_method(job), find(job))
+print("at work", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_out_that_another_command_has_just_taken_is_refused(top: Path) -> None:
+    """Before anything of it is published; when that command has ended, OUT is free again."""
+    command = [sys.executable, "-c", CLAIM, str(top / "in"), str(top / "out")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"at work\n"
+    with pytest.raises(UsageError, match="another command may be at work"):
+        segment(top)
+    assert counts(segment(top, classes=3)) == (2, 0, 2, 0), "the same model and settings may join"
+    shutil.rmtree(top / "out/ledger")
+    shutil.rmtree(top / "out/images")
+    other.communicate()
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert other.stdout is not None
+    other.stdout.readline()
+    other.communicate()
+    assert counts(segment(top)) == (2, 0, 2, 0)
+
+
+def test_credentials_in_an_address_are_refused_before_anything_is_written(top: Path) -> None:
+    with pytest.raises(UsageError, match="holds credentials") as refused:
+        pipeline.segment(["s3://key:topsecret@bucket/in", str(top / "in")], "kmeans", top / "out")
+    assert "topsecret" not in str(refused.value)
+    assert not (top / "out").exists()
+
+
+def test_the_limit_counts_what_failed_before(top: Path) -> None:
+    good = (top / "in/b.nii.gz").read_bytes()
+    (top / "in/b.nii.gz").write_bytes(good[:-50])
+    assert counts(segment(top)) == (1, 0, 1, 1)
+    (top / "in/b.nii.gz").write_bytes(good)
+    assert counts(segment(top, retry_failed=True, limit=1)) == (1, 0, 1, 0)
