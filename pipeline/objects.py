@@ -39,6 +39,7 @@ class ObjectStoreError(OSError):
 
 PIECE = 16 << 20  # bytes that a reader asks for at once
 TRIES = 3
+NO_BUCKET = "there is no such bucket"
 ROOT = "zarr.json"  # what makes a group visible
 RETRY: Any = {
     "max_retries": 30,
@@ -131,7 +132,9 @@ def _reported() -> Iterator[None]:
 
     try:
         yield
-    except (FileNotFoundError, e.NotFoundError):
+    except (FileNotFoundError, e.NotFoundError) as error:
+        if "NoSuchBucket" in str(error):
+            raise ObjectStoreError(errno.ENOENT, NO_BUCKET) from None
         raise FileNotFoundError(errno.ENOENT, "not in the object store") from None
     except (e.PermissionDeniedError, e.UnauthenticatedError):
         raise ObjectStoreError(errno.EACCES, "the object store refuses these credentials") from None
@@ -145,7 +148,7 @@ def _reported() -> Iterator[None]:
 def _kind(text: str) -> tuple[int, str]:
     """What a message of the store says of the kind of failure, and nothing else of it."""
     if "NoSuchBucket" in text:
-        return errno.ENOENT, "there is no such bucket"
+        return errno.ENOENT, NO_BUCKET
     if status := re.search(r"status code: (\d{3})", text):
         return errno.EIO, f"it answered {status[1]}"
     kind = re.search(r"kind: (Timeout|Connect|Request|Interrupted|Decode|Unknown)\b", text)

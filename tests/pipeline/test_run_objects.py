@@ -175,7 +175,7 @@ def test_what_a_disk_alone_can_do_is_refused(scans: str, model: Path, s3: str) -
 
 
 def test_an_out_that_cannot_be_written_is_said_at_once(scans: str, model: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written: there is no such bucket"):
         run(scans, model, "s3://bucket-that-is-not/out")
 
 
