@@ -162,7 +162,7 @@ def _check_tile(window: Triple, network: Network) -> None:
 
 
 def find(job: Job) -> Found:
-    """The studies of a job, or of its `part`, which may have none; `Run` takes up the first `limit` of them.
+    """The studies of a job: the first `limit` of them, of these its `part`, which may be none.
 
     Raises UsageError when the INPUTs yield no study at all.
     """
@@ -178,6 +178,8 @@ def find(job: Job) -> Found:
             f"no INPUT yields a study ({reasons or 'no .nii, .nii.gz or OME-Zarr in it'}); "
             "give NIfTI files, OME-Zarr images or folders of them"
         )
+    if not job.retry_failed:  # else the first of those that failed: `Run` knows them
+        found = Found(found.studies[: job.limit], found.failures)
     return _part(found, job.part)
 
 
@@ -206,12 +208,12 @@ def claim_out(job: Job, method: Method, found: Found) -> dict[str, tuple[str, di
     out = job.out
     probe = store.join(out, "ledger", f".probe-{secrets.token_hex(4)}")
     try:
+        alone = sweep(out)  # before anything is written: another command may be sweeping what it takes for left over
         store.write(probe, b"")
         store.delete(probe)
     except (OSError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"OUT {out} cannot be written: {reason}") from None
-    alone = sweep(out)
     published = {
         study: (key, record) for key, study, record in ledger.all_published(out) if not record.get("superseded")
     }

@@ -28,6 +28,7 @@ def sweep(out: str) -> bool:
         return False
     alone = False
     root = store.local(out)
+    (root / "ledger").mkdir(parents=True, exist_ok=True)
     lock, place = root / "ledger" / LOCK, str(root.resolve())
     handle = _held.pop(place, None)
     if handle is not None and not _is_open(lock, handle):  # OUT was removed and made again

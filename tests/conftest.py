@@ -43,7 +43,7 @@ def _private_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("MASKMILL_HOME", str(tmp_path_factory.mktemp("home")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_server() -> Iterator[ObjectServer]:
     """A real S3-speaking server on loopback; tests share its bucket and keep to a prefix of their own."""
     from object_server import object_server
