@@ -142,9 +142,9 @@ def export_missing(labels: Labels, formats: Sequence[str]) -> None:
     record = ledger.published(labels.ledger, labels.study) or {}
     known, there = dict(record.get("masks", {})), _mask_sizes(labels, formats)
     missing = [kind for kind, size in there.items() if size == 0 or size != known.get(kind, size)]
-    if missing:
-        export(labels, missing)
-    if record and known != (now := known | _mask_sizes(labels, formats)):
+    export(labels, missing)
+    now = known | there | _mask_sizes(labels, missing)
+    if record and known != now:
         ledger.write_published(labels.ledger, labels.study, {**record, "masks": now})
 
 
