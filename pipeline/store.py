@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -57,12 +57,16 @@ def size(url: str) -> int:
 
 
 def sizes(url: str) -> dict[str, int]:
-    """Bytes of every file below `url`, by its path from there."""
+    """Bytes of every file below `url`, by its path from there, without leftovers of unfinished writes."""
     if is_remote(url):
         return {path: item["size"] for path, item in objects.keys(url).items()}
     root = local(url)
-    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-    return {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
+    found = {}
+    for path in (Path(folder, name) for folder, _, names in os.walk(root) for name in names):
+        with suppress(FileNotFoundError):  # another command may be replacing it
+            if not path.name.endswith(PARTIAL):
+                found[path.relative_to(root).as_posix()] = path.stat().st_size
+    return found
 
 
 def read(url: str) -> bytes:

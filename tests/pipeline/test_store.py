@@ -174,6 +174,14 @@ def test_copying(tmp_path: Path) -> None:
     store.sync(str(tmp_path / "nowhere"))
 
 
+def test_sizes_count_no_unfinished_write(tmp_path: Path) -> None:
+    content = make_tree(tmp_path / "a")
+    (tmp_path / "a" / "x.1234.partial").write_bytes(b"half")
+    assert store.sizes(str(tmp_path / "a")) == {name: len(data) for name, data in content.items()}
+    assert store.footprint(str(tmp_path / "a")) == {"files": len(content), "bytes": sum(map(len, content.values()))}
+    assert store.footprint(str(tmp_path / "nowhere")) == {"files": 0, "bytes": 0}
+
+
 @pytest.mark.parametrize("act", [store.read, store.exists, store.delete, lambda url: store.write(url, b"")])
 def test_other_addresses_are_refused(act: Callable[[str], Any]) -> None:
     with pytest.raises(UsageError, match="ftp://"):
