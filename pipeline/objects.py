@@ -141,14 +141,14 @@ def _reported() -> Iterator[None]:
     except e.PreconditionError:
         raise ObjectStoreError(errno.ESTALE, "it changed in the object store while it was being read") from None
     except (e.BaseError, ValueError) as error:
+        if "NoSuchBucket" in str(error):  # told of otherwise by writing than by reading
+            raise ObjectStoreError(errno.ENOENT, NO_BUCKET) from None
         code, what = _kind(str(error))
         raise ObjectStoreError(code, f"the object store failed: {what}") from None
 
 
 def _kind(text: str) -> tuple[int, str]:
     """What a message of the store says of the kind of failure, and nothing else of it."""
-    if "NoSuchBucket" in text:
-        return errno.ENOENT, NO_BUCKET
     if status := re.search(r"status code: (\d{3})", text):
         return errno.EIO, f"it answered {status[1]}"
     kind = re.search(r"kind: (Timeout|Connect|Request|Interrupted|Decode|Unknown)\b", text)

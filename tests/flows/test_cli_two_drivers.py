@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import MODEL, Work, check_kept, check_results, check_study, prepare, short_folder
+from commands import MODEL, Work, check_results, check_study, prepare, short_folder
 from scans import kill, label_array, markers, until, wait
 
 pytestmark = pytest.mark.timeout(600)
@@ -48,7 +48,7 @@ def test_one_of_two_drivers_is_killed_and_the_other_finishes(work: Work) -> None
     done = markers(work.out)
     ended = wait(finishes)
     assert (ended.code, ended.json["published"]) == (0, 2), ended.err
-    check_kept(work, done)
+    assert done.keys() <= markers(work.out).keys()  # both may have had the same block in flight: the later mark stays
     work.gone()
     ended = work.run("--engine", "serial")  # what the killed one left is swept by who is alone
     assert (ended.code, ended.json["reused"], ended.json["blocks_computed"]) == (0, 2, 0)

@@ -63,7 +63,7 @@ def test_hostile_text_runs_nothing_in_a_browser(tmp_path: Path, chromium: Callab
     def title(dom: str) -> str:
         return re.findall(r"<title>(.*?)</title>", dom, re.S)[0]
 
-    path = write_report(tmp_path, hostile_summary(), hostile_studies())
+    path = Path(write_report(str(tmp_path), hostile_summary(), hostile_studies()))
     assert title(chromium(path, "--dump-dom")).startswith("maskmill · ")
     # the policy is taken away: escaping alone must hold
     html = path.read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def test_a_browser_shows_the_page_its_pictures_and_its_controls(
     magenta = (255, 0, 254)
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (676, 220), magenta).save(tmp_path / "pictures" / "k1.png")
-    path = write_report(tmp_path, SUMMARY | {"failed": 0, "interrupted": 0}, [PUBLISHED])
+    path = Path(write_report(str(tmp_path), SUMMARY | {"failed": 0, "interrupted": 0}, [PUBLISHED]))
     shot = tmp_path / "shot.png"
     dom = chromium(path, "--dump-dom", f"--window-size={width},1600")
     assert '<form id="find" role="search">' in dom, "the script ran under its hash and showed the controls"
