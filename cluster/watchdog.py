@@ -7,7 +7,9 @@ the end of the pipe. Then every process of the cluster is killed and the cluster
 Why not Ray's own means: its daemons do die with the driver (parent-death signal), but two agents of the
 raylet were seen alive 40 s later, and a worker busy in native code may be. Why no parent-death signal for
 all: it follows the parent's *thread*, and the parent of a worker is the raylet. The mark is an environment
-variable: everything that a process of the cluster ever starts inherits it.
+variable, which everything that a process of the cluster ever starts inherits. But a process that gives itself a
+title, as those agents do, may write it over what the kernel shows of its environment: such a one is known by the
+log files that it holds open in the cluster's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from contextlib import suppress
 
 MARK = "MASKMILL_CLUSTER"
+TITLE = b"ray::"  # how processes of Ray begin the title that they give themselves
 HALF_STARTED = 5.0  # seconds in which a process between fork and exec shows its name
 WORKERS = (b"RAY_RAYLET_PID=", b"RAY_JOB_ID=")  # a raylet's gift to its workers, and theirs to their children
 
@@ -31,21 +34,32 @@ def marked(mark: str, folder: str) -> list[int]:
     The mark alone is not enough: what another thread of the driver started while the cluster was coming up
     has it too, and is not Ray's.
     """
-    wanted = f"{MARK}={mark}".encode()
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:  # elsewhere Ray's own means must do
         if not name.isdigit() or int(name) == os.getpid():
             continue
         with suppress(OSError):
-            variables = _read(name, "environ").split(b"\0")
-            if wanted in variables and _is_ray(_read(name, "cmdline"), variables, folder):
+            command, variables = _read(name, "cmdline"), _read(name, "environ").split(b"\0")
+            if f"{MARK}={mark}".encode() in variables:
+                if _is_ray(command, variables, folder):
+                    found.append(int(name))
+            elif command.startswith(TITLE) and _has_open(name, folder):
                 found.append(int(name))
     return found
 
 
 def _is_ray(command: bytes, variables: list[bytes], folder: str) -> bool:
-    named = command.startswith(b"ray::") or folder.encode() in command
+    named = command.startswith(TITLE) or folder.encode() in command
     return named or any(variable.startswith(WORKERS) for variable in variables)
+
+
+def _has_open(pid: str, folder: str) -> bool:
+    """Whether the process has a file in `folder` open."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):  # closed meanwhile
+            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{folder}/"):
+                return True
+    return False
 
 
 def _read(pid: str, name: str) -> bytes:

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +187,29 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert process.poll() is None, f"it ended by itself: {process.communicate()}"
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def processes_of(tag: str, temporary: Path | str) -> list[str]:
+    """ "PID command" of all that runs with `tag` in its environment, or has a file in the folder `temporary` open.
+
+    A title that a process gives itself, as Ray's do, may be written over what the kernel shows of its environment.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(process.name) != os.getpid() and (
+                tag.encode() in (process / "environ").read_bytes()
+                or any(file.startswith(f"{temporary}/") for file in open_files(process))
+            ):
+                command = (process / "cmdline").read_bytes().rstrip(b"\0")
+                found.append(f"{process.name} {command!r}")
+    return found
+
+
+def open_files(process: Path) -> Iterator[str]:
+    for number in (process / "fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            yield os.readlink(number)
 
 
 # ---------------------------------------------------------------------------------------------------- what OUT holds

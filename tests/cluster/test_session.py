@@ -88,6 +88,27 @@ def test_two_engines_after_each_other_leave_all_as_it_was(capfd: pytest.CaptureF
     assert (out, err) == ("", "")  # also for the worker that died
 
 
+@pytest.mark.parametrize(
+    ("name", "marked", "inside", "ours"),
+    [
+        ("ray::Agent", False, True, True),  # its title was written over its environment
+        ("ray::Agent", True, False, True),
+        ("ray::Agent", False, False, False),  # of another cluster
+        ("python", False, True, False),  # a child of the driver that inherited a file
+        ("python", True, False, False),  # the driver started it while the cluster came up
+    ],
+)
+def test_how_the_watchdog_knows_a_process(tmp_path: Path, name: str, marked: bool, inside: bool, ours: bool) -> None:
+    folder = tmp_path / "mm-x"
+    folder.mkdir()
+    environment = {"PATH": ""} | ({watchdog.MARK: "1a2b"} if marked else {})
+    with (folder if inside else tmp_path).joinpath("log").open("w") as file, subprocess.Popen(
+        [name, "-c", "read line"], executable="/bin/sh", env=environment, stdin=subprocess.PIPE, stderr=file
+    ) as process:  # fmt: skip
+        assert watchdog.marked("1a2b", str(folder)) == ([process.pid] if ours else [])
+        process.kill()
+
+
 def test_a_session_outlives_the_thread_that_opened_it() -> None:
     made: list[RayEngine] = []
     opener = threading.Thread(target=lambda: made.append(RayEngine(Spec(), worker=WORKER)))

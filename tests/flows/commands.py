@@ -15,7 +15,19 @@ from pathlib import Path
 from shutil import rmtree
 
 import numpy as np
-from scans import Ended, label_array, leftovers, markers, mask_bytes, maskmill, random_model, scan, start, table
+from scans import (
+    Ended,
+    label_array,
+    leftovers,
+    markers,
+    mask_bytes,
+    maskmill,
+    processes_of,
+    random_model,
+    scan,
+    start,
+    table,
+)
 
 import pipeline
 
@@ -51,13 +63,7 @@ class Work:
 
     def processes(self) -> list[str]:
         """Whatever still runs of all that these commands ever started: children inherit the environment."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if self.tag.encode() in (process / "environ").read_bytes():
-                    command = (process / "cmdline").read_bytes().rstrip(b"\0")
-                    found.append(f"{process.name} {command!r}")
-        return found
+        return processes_of(self.tag, self.temporary)
 
     def pids(self, *words: str) -> list[int]:
         """Process ids of those whose command line holds all these words."""

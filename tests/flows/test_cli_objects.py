@@ -8,14 +8,13 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from object_server import BadProxy, ObjectServer
-from scans import kill, label_array, maskmill, random_model, scan, start, until, wait
+from scans import kill, label_array, maskmill, processes_of, random_model, scan, start, until, wait
 
 import pipeline
 from pipeline import objects, ome, store
@@ -47,12 +46,7 @@ class Work:
         return found
 
     def processes(self) -> list[str]:
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if self.environment["MASKMILL_TEST_TAG"].encode() in (process / "environ").read_bytes():
-                    found.append(process.name)
-        return found
+        return processes_of(self.environment["MASKMILL_TEST_TAG"], self.environment["TMPDIR"])
 
 
 @pytest.fixture(scope="module")
