@@ -105,6 +105,7 @@ def test_how_the_watchdog_knows_a_process(tmp_path: Path, name: str, marked: boo
     with (folder if inside else tmp_path).joinpath("log").open("w") as file, subprocess.Popen(
         [name, "-c", "read line"], executable="/bin/sh", env=environment, stdin=subprocess.PIPE, stderr=file
     ) as process:  # fmt: skip
+        wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), 10)  # empty until it is all there
         assert watchdog.marked("1a2b", str(folder)) == ([process.pid] if ours else [])
         process.kill()
 
