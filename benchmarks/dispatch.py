@@ -23,18 +23,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
 
-class EmptyWorker:
-    """A worker whose blocks are done as soon as they are begun; `spec` says whether their markers are durable."""
+def runtime_of(batch: int) -> Any:
+    from segmodels.runtime import Runtime
 
-    def __init__(self, spec: bool) -> None:
-        if not spec:
+    return Runtime("cpu", "torch", "fp32", batch, 1, ())
+
+
+class EmptyWorker:
+    """A worker whose blocks are done as soon as they are begun; `spec`: are markers synced, and how many a work has."""
+
+    def __init__(self, spec: tuple[bool, int]) -> None:
+        durable, per_work = spec
+        self.runtime = runtime_of(batch=per_work)  # blocks have one tile: so many of them make a work
+        if not durable:
             os.fsync = lambda handle: None
 
     def measure(self, window: tuple[int, int, int], channels: int) -> Any:
@@ -61,7 +68,7 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
     """Run so many empty blocks; what it took."""
     from cluster.engine import RayEngine
     from flows.progress import ProgressLine
-    from pipeline import ledger, run, store
+    from pipeline import again, ledger, run, store
     from pipeline.api import run_blocks
     from pipeline.engine import peak_rss
     from pipeline.job import make_job
@@ -76,17 +83,16 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
         found = Found([Study(f"s{i}", f"s{i}", (f"s{i}",), "nifti") for i in range(studies)], [])
         # Of a study only its blocks are left: what reading and publishing take is no part of this.
         run.take_in = take_in  # type: ignore[attr-defined]
-        run.plan_blocks = lambda whole, progress: plan_blocks(whole, progress, each)  # type: ignore[attr-defined]
-        run.measure = lambda engine, method: engine.measure((1, 1, 1), 1)  # type: ignore[attr-defined]
-        runtime = replace(method.spec.runtime, batch=per_work)  # of one tile: so many blocks make a work
-        whole = run.Run(job, replace(method, spec=replace(method.spec, runtime=runtime)), found, {})
+        run.plan_blocks = lambda whole, progress, kind: plan_blocks(whole, progress, kind, each)  # type: ignore
+        again.measure = lambda engine, method, kind: engine.measure((1, 1, 1), 1, kind.runtime.hash)  # type: ignore
+        whole = run.Run(job, method, found, {})
 
         def publish(progress: Any) -> None:
             progress.state = "published"
             store.delete(store.join(ledger.folder(folder, progress.key), "done"))
 
         def start(_: Any) -> RayEngine:
-            return RayEngine(durable, worker="dispatch:EmptyWorker", workers=workers)
+            return RayEngine((durable, per_work), worker="dispatch:EmptyWorker", workers=workers)
 
         began: list[tuple[float, float]] = []
         with ProgressLine() as line:
@@ -113,7 +119,7 @@ def take_in(whole: Any, progress: Any) -> bool:
     return True
 
 
-def plan_blocks(whole: Any, progress: Any, count: int) -> list[Any]:
+def plan_blocks(whole: Any, progress: Any, kind: Any, count: int) -> list[Any]:
     """`count` blocks of one tile and one shard each."""
     from pipeline import ledger
     from pipeline.engine import BlockTask
@@ -125,7 +131,7 @@ def plan_blocks(whole: Any, progress: Any, count: int) -> list[Any]:
     tasks = [
         BlockTask(
             progress.key, i, "image", "labels", folder, "statistics", grid, shards,
-            Box((i, 0, 0), (i + 1, 1, 1)), ((i, 0, 0),), "gaussian", "zero",
+            Box((i, 0, 0), (i + 1, 1, 1)), ((i, 0, 0),), "gaussian", "zero", kind.runtime.hash,
         )
         for i in range(count)
     ]  # fmt: skip
@@ -202,6 +208,7 @@ class TileWorker:
 
         torch.set_num_threads(1)
         torch.manual_seed(0)
+        self.runtime = runtime_of(batch=1)
         self.tiles, self.network = spec, segmodels.create("resunet", **NETWORK).eval()
 
     def measure(self, window: tuple[int, int, int], channels: int) -> Any:
@@ -231,7 +238,8 @@ def ray_workers(count: int, seconds: float, tiles: int = 8) -> float:
 
     stop = threading.Event()
     with RayEngine(tiles, worker="dispatch:TileWorker", workers=count, threads=1) as engine:
-        works = ((SimpleNamespace(key="k", index=i),) for i in range(1_000_000))
+        task = {"key": "k", "runtime": runtime_of(batch=1).hash}
+        works = ((SimpleNamespace(**task, index=i),) for i in range(1_000_000))
         seen: set[int] = set()
         begin, done = 0.0, 0
         for receipt in engine.run(works, stop):  # type: ignore[arg-type]
