@@ -6,12 +6,8 @@ import ctypes
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +19,10 @@ from pipeline.errors import UsageError
 
 from . import watchdog
 from .actor import scrub
+from .home import Home
 
-LEAVE = b"."  # says to the watchdog that all was ended in order
 log = logging.getLogger(__name__)
 OBJECT_STORE = 80_000_000  # bytes, about the least that Ray takes: nothing but receipts passes through it
-LOOK_SECONDS = 0.1
-LONGEST_PARENT = 28  # characters: we add 14 and Ray about 62, and a Unix socket's path ends at 107
 QUIET: dict[str, str | None] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # no rebuilding of environments on the workers
@@ -96,7 +90,7 @@ class Session:
         finally:
             self._opened.set()
 
-    def _init(self, home: _Home | None) -> None:
+    def _init(self, home: Home | None) -> None:
         import ray
 
         _refresh_authentication()
@@ -132,67 +126,16 @@ class Session:
         self.close()
 
 
-class _Home:
-    """Where a private cluster lives, how its processes are told from others, and the watchdog that ends them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.mark = folder, secrets.token_hex(8)
-        self.guard = self._start_guard()
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="ray-watchdog", daemon=True)
-        self._watcher.start()
-
-    def _start_guard(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", watchdog.__file__, self.mark, str(self.folder), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,  # a Ctrl-C goes to the whole process group
-        )
-
-    def _watch(self) -> None:
-        """Start the watchdog again, should somebody have killed it: two of Ray's agents outlive a killed driver."""
-        while not self._over.wait(LOOK_SECONDS):
-            self._have_guard()
-
-    def _have_guard(self) -> None:
-        if self.guard.poll() is not None:
-            self.guard.communicate()
-            self.guard = self._start_guard()
-
-    def close(self) -> None:
-        """Have the watchdog sweep and remove the folder."""
-        self._over.set()
-        self._watcher.join()
-        self._have_guard()
-        self.guard.communicate(LEAVE)  # and closes the pipe
-
-
 @contextmanager
-def _private_home() -> Iterator[_Home]:
+def _private_home() -> Iterator[Home]:
     """The folder, environment and watchdog of a private cluster; on leaving, nothing of it is left."""
-    folder = _short_folder()
-    try:
-        home = _Home(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    home = Home()
     try:
         with _environment({**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
             yield home
     finally:
         home.close()
         _refresh_authentication()
-
-
-def _short_folder() -> Path:
-    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if len(parent) <= LONGEST_PARENT:
-            with suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="mm-", dir=parent))
-    raise UsageError(f"Ray needs a writable folder: set TMPDIR to one of at most {LONGEST_PARENT} characters")
 
 
 def _joining() -> dict[str, str | None]:

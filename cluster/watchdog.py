@@ -34,7 +34,7 @@ def marked(mark: str, folder: str) -> list[int]:
     The mark alone is not enough: what another thread of the driver started while the cluster was coming up
     has it too, and is not Ray's.
     """
-    found = []
+    found, real = [], os.path.realpath(folder)
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:  # elsewhere Ray's own means must do
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -43,7 +43,7 @@ def marked(mark: str, folder: str) -> list[int]:
             if f"{MARK}={mark}".encode() in variables:
                 if _is_ray(command, variables, folder):
                     found.append(int(name))
-            elif command.startswith(TITLE) and _has_open(name, folder):
+            elif command.startswith(TITLE) and _has_open(name, real):
                 found.append(int(name))
     return found
 
@@ -54,7 +54,7 @@ def _is_ray(command: bytes, variables: list[bytes], folder: str) -> bool:
 
 
 def _has_open(pid: str, folder: str) -> bool:
-    """Whether the process has a file in `folder` open."""
+    """Whether the process has a file in `folder`, which is no symbolic link, open."""
     for number in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):  # closed meanwhile
             if os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{folder}/"):

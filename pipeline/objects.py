@@ -111,6 +111,8 @@ def forget() -> None:
 
 def _s3_credentials() -> dict[str, Any]:
     """What S3 needs beside the environment: boto3 knows the usual files, profiles and roles."""
+    if "AWS_ACCESS_KEY_ID" in os.environ and "AWS_SECRET_ACCESS_KEY" not in os.environ:
+        raise UsageError("AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not: set both, or neither")
     if {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
         return {}
     import boto3
@@ -140,6 +142,9 @@ def _reported() -> Iterator[None]:
         raise ObjectStoreError(errno.EACCES, "the object store refuses these credentials") from None
     except e.PreconditionError:
         raise ObjectStoreError(errno.ESTALE, "it changed in the object store while it was being read") from None
+    except e.InvalidPathError:  # obstore gives up the whole listing, and the key may hold a name
+        what = "a key in it has an empty part or one of dots (such as a//b), which cannot be listed: rename that object"
+        raise ObjectStoreError(errno.EINVAL, what) from None
     except (e.BaseError, ValueError) as error:
         if "NoSuchBucket" in str(error):  # told of otherwise by writing than by reading
             raise ObjectStoreError(errno.ENOENT, NO_BUCKET) from None

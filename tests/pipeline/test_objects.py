@@ -287,6 +287,26 @@ def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
     assert time.monotonic() - began < 60
 
 
+def test_half_of_the_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    objects.forget()
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY is not"):
+        store.exists("s3://bucket/x")
+
+
+def test_a_key_that_cannot_be_listed_is_said_to_be_the_reason(s3: str, s3_server: ObjectServer) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3_server.environment["AWS_ENDPOINT_URL"])
+    bucket, key = objects.bucket_and_key(s3)
+    client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"{key}/in//mueller.nii", Body=b"x")
+    for look in (objects.keys, objects.listing):
+        with pytest.raises(OSError, match=r"an empty part .* rename that object") as refused:
+            look(store.join(s3, "in"))
+        assert "mueller" not in str(refused.value)
+
+
 def test_credentials_of_the_usual_file(
     s3: str, s3_server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
