@@ -235,17 +235,17 @@ def test_real_scans_equal_nibabel(shared: Path, name: str) -> None:
 
 
 READ_IN_SLABS = """
-import resource, sys
+import sys
+from pipeline.engine import peak_rss
 from pipeline.sources import Study, open_source
 import pipeline.sources.nifti
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 study = Study("s", "s", (sys.argv[1],), "nifti")
-before, voxels = peak(), 0
+before, voxels = peak_rss(), 0
 with open_source(study) as source:
     for slab in source.slabs(16):
         voxels += slab.size
     source.digest()
-print(voxels, (peak() - before) // 1024)
+print(voxels, (peak_rss() - before) >> 20)
 """
 
 
