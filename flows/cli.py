@@ -42,7 +42,7 @@ StallMinutes = Annotated[
 ]
 WaitMinutes = Annotated[float | None, typer.Option(help="for machines; default: 2, on a joined cluster 15")]
 Memory = Annotated[str | None, typer.Option(help="per worker, such as 4GiB; default: 80 % of the machine's")]
-Stitch = Annotated[str | None, typer.Option(help="gaussian or constant; default: the card's")]
+Stitch = Annotated[str | None, typer.Option(help="gaussian, constant, nnunet, exact, ...; default: the card's")]
 Overlap = Annotated[float | None, typer.Option(help="0 to below 1; default: the card's")]
 Tile = Annotated[str | None, typer.Option(help="Z,Y,X; default: the card's")]
 Mirroring = Annotated[

@@ -48,7 +48,7 @@ def check_command(path: str) -> None:
         baseline = measure(engine, method, engine.kinds()[0])
     card = method.card
     print(
-        f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.window)}, "
+        f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.tiling.window)}, "
         f"{baseline.seconds_per_tile:.3f} s per tile, {baseline.host_bytes / 2**30:.2f} GiB, "
         f"hash {method.model_hash[:12]}"
     )

@@ -65,7 +65,7 @@ def segment_blocks(
             known = typed(error)
             yield Failure(task.key, task.index, known.cause, known.message)
             continue
-        if batch and batch[0][0].predictor is not run.predictor:
+        if batch and not batch[0][0].shares_batches_with(run):
             yield from _compute(batch, runtime)
             step()
             batch = []
@@ -144,13 +144,17 @@ class BlockRun:
         measures = measures_of(model, self.predictor)
         self.uncertainty = UncertaintySums(measures, self.card, task.shards, task.missing, self.box)
         fields = self.classes + self.predictor.disagreement
-        self.sums = RollingAccumulator(self.box, fields, weights, weighed=bool(measures))
+        self.half = task.stitch == "nnunet-fp16"
+        self.sums = RollingAccumulator(self.box, fields, weights, weighed=bool(measures) or self.half, half=self.half)
         self.labels = ome.open_array(task.labels, "r+")
         depth = min(task.shards.shard[0], self.box.shape[0])
         self.rows = np.zeros((depth, *self.box.shape[1:]), self.labels.dtype)
         self.done = 0
         self.outcome: Receipt | Failure | None = None
         self.over = False
+
+    def shares_batches_with(self, other: BlockRun) -> bool:
+        return self.predictor is other.predictor and self.window_shape == other.window_shape
 
     def read(self, tile: Box, out: np.ndarray) -> None:
         """Put the tile's normalised voxels, with the margin the network needs, into `out` (channels, z, y, x)."""
@@ -166,9 +170,10 @@ class BlockRun:
                 f"the network answered NaN or inf in the tile at z,y,x = {tile.start}; no mask was made of it "
                 f"(precision {self.runtime.precision}: try --precision fp32)",
             )
+        core = self.task.grid.core(tile)
         # Rows above this tile's first one are final; rows before the block are not ours.
-        self._finish_rows(tile.start[0])
-        self.sums.add(tile, logits)
+        self._finish_rows(core.start[0])
+        self.sums.add(tile, core, logits)
         self.done += 1
         if self.done == len(self.tiles):
             self._finish_rows(self.box.stop[0])
@@ -179,11 +184,24 @@ class BlockRun:
     def _finish_rows(self, below: int) -> None:
         depth = self.task.shards.shard[0]
         for z, sums in self.sums.roll(below):
+            sums = self._in_full(sums) if self.half else sums
             labels = label_row(sums[: self.classes], self.card)
             self.rows[z % depth] = labels.cpu().numpy()
             self.uncertainty.add_row(z, sums, labels)
             if z % depth == depth - 1 or z == self.box.stop[0] - 1:
                 self._write_shards(z // depth)
+
+    def _in_full(self, sums: torch.Tensor) -> torch.Tensor:
+        """A row of sums in half precision, divided by their weights as nnU-Net does it; weights of one."""
+        import torch
+
+        means = torch.where(sums[-1] > 0, sums / sums[-1], 0)  # zero where no tile that was needed reaches
+        if not bool(torch.isfinite(means).all()):
+            raise StudyError(
+                "model",
+                "sums of logits are too large for half precision, and no mask was made: use --stitch nnunet",
+            )
+        return means.float()
 
     def _write_shards(self, shard_row: int) -> None:
         """Write the missing shards of one row of shards, each whole, then its marker."""
@@ -230,7 +248,7 @@ def tiles_needed(task: BlockTask) -> list[Box]:
     missing[tuple(np.transpose(task.missing))] = True
     needed = []
     for tile in task.grid.tiles_over(block):
-        inside = tile.clip(block)
+        inside = task.grid.core(tile).clip(block)
         reached = tuple(
             slice(a // s, -(-b // s)) for a, b, s in zip(inside.start, inside.stop, shards.shard, strict=True)
         )

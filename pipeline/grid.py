@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 Triple = tuple[int, int, int]
+Starts = tuple[int, ...]  # origins along one axis
+Spans = tuple[tuple[int, int], ...]  # (begin, end) along one axis
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,33 @@ class Box:
         return Box((a - z, b - y, c - x), (d + z, e + y, f + x))
 
 
+STITCHES = ("gaussian", "constant", "nnunet", "nnunet-fp16", "exact")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a method lays its tiles over any study.
+
+    window: the voxels that the network is given. overlap: share of a tile that the next one repeats, where tiles are
+    blended. margin: by how much the network's answer is smaller per side. For `exact` also the step of the network's
+    down-sampling grid (`divisor`) and how far it looks (`halo`, a multiple of that), per axis.
+    """
+
+    window: Triple
+    overlap: float = 0.5
+    margin: Triple = (0, 0, 0)
+    stitch: str = "gaussian"
+    divisor: Triple = (1, 1, 1)
+    halo: Triple = (0, 0, 0)
+
+    @property
+    def fill(self) -> str:
+        """What a tile sees outside the image: zeros after normalisation, its mirror image, or its border voxels."""
+        if any(self.margin):
+            return "reflect"
+        return "edge" if self.stitch == "exact" else "zero"
+
+
 def tile_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
     """Origins of the tiles along one axis, as MONAI's `sliding_window_inference` places them.
 
@@ -67,24 +97,87 @@ def tile_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
     return tuple(min(i * step, length - tile) for i in range(count))
 
 
+def nnunet_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
+    """Origins of the tiles along one axis, as nnU-Net's predictor places them (`tile_step_size` is 1 - overlap).
+
+    As many tiles as strides of at most `tile * (1 - overlap)` voxels need, spread evenly from border to border and
+    rounded to whole voxels, halves to the even one. An axis shorter than the tile is centred as above.
+    """
+    if tile >= length:
+        return (-((tile - length) // 2),)
+    count = math.ceil((length - tile) / max(tile * (1 - overlap), 1.0)) + 1
+    step = (length - tile) / (count - 1)
+    return tuple(round(step * i) for i in range(count))
+
+
+def exact_axis(length: int, window: int, margin: int, divisor: int, halo: int) -> tuple[int, Starts, Spans]:
+    """Tile length, origins and cores of the tiles along one axis, so that they answer what one pass over all would.
+
+    The axis grows at its high end to a multiple of `divisor`, as the network itself would grow it. All tiles lie inside
+    and begin on that grid, so their down-sampling falls as that of the whole. A tile answers for its core, `halo` away
+    from its ends unless the axis ends there, too. A network that gives up a `margin` sees all that it needs: its tiles
+    lie side by side, the last one reaching past the border. Raises ValueError for a window with no core.
+    """
+    if margin:
+        tile = window - 2 * margin
+        step = tile // divisor * divisor
+        if step < 1:
+            raise ValueError(f"a window of {window} has no core: it takes {2 * margin + divisor} or more")
+        starts = tuple(range(0, length, step))
+        return tile, starts, tuple(itertools.pairwise((*starts, length)))
+    whole = -(-length // divisor) * divisor
+    tile = min(window // divisor * divisor, whole)
+    step = tile - 2 * halo
+    if tile < whole and step < 1:
+        raise ValueError(f"a window of {window} has no core: it takes {2 * halo + divisor} or more")
+    starts = (*range(0, whole - tile, step), whole - tile) if tile < whole else (0,)
+    return tile, starts, tuple(itertools.pairwise((0, *(start + halo for start in starts[1:]), length)))
+
+
 @dataclass(frozen=True)
 class Grid:
-    """All tile origins of a study. `tile` is the window a tile answers for; the network sees `margin` more a side."""
+    """All tile origins of a study. `tile` is the window a tile answers for; the network sees `margin` more a side.
+
+    cores: per axis what each tile's answer is taken for, where that is less than all of it (`exact`); else None, and
+    tiles are blended where they overlap.
+    """
 
     shape: Triple
     tile: Triple
     margin: Triple
-    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    starts: tuple[Starts, Starts, Starts]
+    cores: tuple[Spans, Spans, Spans] | None = None
 
     @property
     def tiles(self) -> int:
         return math.prod(len(axis) for axis in self.starts)
 
-    def touching(self, box: Box) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Per axis, the origins of the tiles that reach into `box`."""
+    def spans(self, axis: int) -> Spans:
+        """What the tiles along an axis answer for, as (begin, end), in rising order."""
+        if self.cores is not None:
+            return self.cores[axis]
+        return tuple((start, start + self.tile[axis]) for start in self.starts[axis])
+
+    def core(self, tile: Box) -> Box:
+        """What a tile's answer is taken for."""
+        if self.cores is None:
+            return tile
+        found = [
+            spans[bisect_left(starts, start)]
+            for spans, starts, start in zip(self.cores, self.starts, tile.start, strict=True)
+        ]
+        (a, d), (b, e), (c, f) = found
+        return Box((a, b, c), (d, e, f))
+
+    def touching(self, box: Box) -> tuple[Starts, Starts, Starts]:
+        """Per axis, the origins of the tiles that answer for voxels of `box`."""
         z, y, x = (
-            tuple(s for s in axis if s < stop and s + tile > start)
-            for axis, tile, start, stop in zip(self.starts, self.tile, box.start, box.stop, strict=True)
+            tuple(
+                start
+                for start, (begin, end) in zip(self.starts[axis], self.spans(axis), strict=True)
+                if begin < box.stop[axis] and end > box.start[axis]
+            )
+            for axis in range(3)
         )
         return z, y, x
 
@@ -92,17 +185,23 @@ class Grid:
         return math.prod(len(axis) for axis in self.touching(box))
 
     def tiles_over(self, box: Box) -> Iterator[Box]:
-        """The tiles that reach into `box`, in raster order: the order in which every voxel adds its shares up."""
+        """The tiles that answer for voxels of `box`, in raster order: the order in which every voxel adds its shares
+        up."""
         tz, ty, tx = self.tile
         for z, y, x in itertools.product(*self.touching(box)):
             yield Box((z, y, x), (z + tz, y + ty, x + tx))
 
 
-def make_grid(shape: Triple, window: Triple, overlap: float, margin: Triple = (0, 0, 0)) -> Grid:
-    """The grid of a study of `shape` for a network that is given `window` voxels and answers `margin` less a side."""
-    tile = tuple(w - 2 * m for w, m in zip(window, margin, strict=True))
-    z, y, x = (tile_starts(n, t, overlap if t > 1 else 0.0) for n, t in zip(shape, tile, strict=True))
-    return Grid(shape, tile, margin, (z, y, x))  # type: ignore[arg-type]
+def make_grid(shape: Triple, tiling: Tiling) -> Grid:
+    """The grid of a study of `shape`."""
+    if tiling.stitch == "exact":
+        axes = zip(shape, tiling.window, tiling.margin, tiling.divisor, tiling.halo, strict=True)
+        (tz, z, cz), (ty, y, cy), (tx, x, cx) = (exact_axis(*axis) for axis in axes)
+        return Grid(shape, (tz, ty, tx), tiling.margin, (z, y, x), (cz, cy, cx))
+    tile = tuple(w - 2 * m for w, m in zip(tiling.window, tiling.margin, strict=True))
+    place = nnunet_starts if tiling.stitch.startswith("nnunet") else tile_starts
+    z, y, x = (place(n, t, tiling.overlap if t > 1 else 0.0) for n, t in zip(shape, tile, strict=True))
+    return Grid(shape, tile, tiling.margin, (z, y, x))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

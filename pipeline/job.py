@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import UsageError
+from .grid import STITCHES
 from .objects import refuse_credentials
 
 FORMATS = ("nifti",)
-STITCHES = ("gaussian", "constant")
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -47,7 +47,7 @@ class Job(BaseModel):
     )
     wait_minutes: float | None = Field(None, gt=0, description="for machines; default: 2, on a joined cluster 15")
     memory: int | None = Field(None, ge=1, description="bytes per worker, such as 4GiB; default: 80 % of the machine's")
-    stitch: str | None = Field(None, description="gaussian or constant; default: the card's first")
+    stitch: str | None = Field(None, description=f"{', '.join(STITCHES)}; default: the card's first")
     overlap: float | None = Field(None, ge=0, lt=1, description="share of a tile; default: the card's")
     tile: tuple[int, ...] | None = Field(None, description="voxels along z,y,x; default: the card's")
     mirroring: bool | None = Field(None, description="average over flips along the card's mirror_axes; default: yes")
@@ -118,8 +118,6 @@ class Job(BaseModel):
     @field_validator("stitch")
     @classmethod
     def _known_stitch(cls, value: str | None) -> str | None:
-        if value in ("nnunet", "exact"):
-            raise ValueError(f"{value} is not in this version; it has {' and '.join(STITCHES)}")
         return _choice(value, STITCHES)
 
     @field_validator("formats")

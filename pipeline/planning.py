@@ -27,7 +27,7 @@ from typing import Any
 
 from .engine import Baseline
 from .errors import StudyError
-from .grid import Box, Grid, Shards, Triple, make_grid, split, split_shards
+from .grid import Box, Grid, Shards, Tiling, Triple, make_grid, split, split_shards
 from .uncertainty import CHUNK
 
 HEADROOM = 1.1
@@ -114,9 +114,7 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
 def make_plan(
     shape: Triple,
     shard: Triple,
-    window: Triple,
-    overlap: float,
-    margin: Triple,
+    tiling: Tiling,
     *,
     needs: Needs,
     baseline: Baseline,
@@ -131,7 +129,7 @@ def make_plan(
     where it fits. With `smallest` only the cuts that take the least memory count: what was projected did not do. Raises
     StudyError("memory") when not even single shards fit.
     """
-    grid, shards = make_grid(shape, window, overlap, margin), Shards(shape, shard)
+    grid, shards = make_grid(shape, tiling), Shards(shape, shard)
     fitting = []
     least: tuple[int, int] | None = None
     for z, y, x in product(*(_cuts(grid, shards, axis, workers) for axis in range(3))):
@@ -148,7 +146,7 @@ def make_plan(
         raise StudyError(
             "memory",
             f"needs {_gib(least[0])} per worker in its smallest blocks (process and model "
-            f"{_gib(baseline.host_bytes)}, the rest arrays; tile {list(window)}, {needs.classes} classes), but "
+            f"{_gib(baseline.host_bytes)}, the rest arrays; tile {list(tiling.window)}, {needs.classes} classes), but "
             f"--memory allows {_gib(budget)}: raise --memory, use fewer workers, or a smaller --tile",
         )
     if smallest:
@@ -183,13 +181,13 @@ class _Cut:
 def _cuts(grid: Grid, shards: Shards, axis: int, workers: int) -> list[_Cut]:
     """Ways to cut an axis worth looking at: in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
     count, size, full = shards.counts[axis], shards.shard[axis], shards.shape[axis]
-    starts, tile = grid.starts[axis], grid.tile[axis]
+    begins, ends = zip(*grid.spans(axis), strict=True)
     steps = {1, 2, 3, 4, workers, 2 * workers, count} | {2**i for i in range(32)} | {3 * 2**i for i in range(31)}
     cuts = []
     for parts in sorted(step for step in steps if step <= count):
         runs = [(a * size, min(b * size, full)) for a, b in split(count, parts)]
-        # A tile touches a run if it begins before the run's end and ends after its begin.
-        tiles = [bisect_left(starts, b) - bisect_right(starts, a - tile) for a, b in runs]
+        # A tile answers for voxels of a run if it begins before the run's end and ends after its begin.
+        tiles = [bisect_left(begins, b) - bisect_right(ends, a) for a, b in runs]
         cuts.append(_Cut(parts, max(b - a for a, b in runs), sum(tiles), max(tiles)))
     return cuts
 

@@ -32,10 +32,10 @@ logger = logging.getLogger("maskmill")
 def measure(engine: Engine, method: Method, kind: Kind) -> Baseline:
     """What a worker of this kind takes before any block. Raises UsageError where the model cannot run one tile."""
     try:
-        return engine.measure(method.window, len(method.card.channels), kind.runtime.hash)
+        return engine.measure(method.tiling.window, len(method.card.channels), kind.runtime.hash)
     except (StudyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"model: one batch of tiles of {list(method.window)} does not run: {reason}") from error
+        raise UsageError(f"model: one batch of tiles of {list(method.tiling.window)} does not run: {reason}") from error
 
 
 def take_in(run: Run, progress: Progress) -> bool:
@@ -150,8 +150,8 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
                     shards=plan.shards,
                     range=block,
                     missing=todo,
-                    stitch=run.method.stitch,
-                    fill="reflect" if any(run.method.margin) else "zero",
+                    stitch=run.method.tiling.stitch,
+                    fill=run.method.tiling.fill,
                     runtime=kind.runtime.hash,
                     under=progress.under,
                 )
@@ -252,9 +252,7 @@ def plan_shape(
     return make_plan(
         header.shape,
         ome.shard_shape(header.shape),
-        method.window,
-        method.overlap,
-        method.margin,
+        method.tiling,
         needs=Needs(
             channels=header.channels,
             classes=method.classes,
@@ -281,7 +279,7 @@ def plan_only(study: Study, method: Method, baseline: Baseline, budget: int, wor
 
 def tiles_of(study: Study, method: Method) -> int:
     """How many tiles a study has, from its header."""
-    return make_grid(read_header(study, method).shape, method.window, method.overlap, method.margin).tiles
+    return make_grid(read_header(study, method).shape, method.tiling).tiles
 
 
 def read_header(study: Study, method: Method) -> Header:

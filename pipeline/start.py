@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from . import ledger, store
 from .engine import WorkerSpec, share_of_machine
 from .errors import StudyError, UsageError
-from .grid import Triple
-from .job import STITCHES, Job
+from .grid import Tiling, Triple
+from .job import Job
 from .sources import Found, find_studies
 from .sources.names import shown
 from .sweep import sweep
@@ -33,10 +33,7 @@ class Method:
     card: Card
     model_hash: str
     spec: WorkerSpec
-    window: Triple
-    margin: Triple
-    overlap: float
-    stitch: str
+    tiling: Tiling
     classes: int
     uncertainty: tuple[str, ...]
     volume: int | None
@@ -45,11 +42,12 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """The settings that change the answer, as they stand in keys and records."""
         settings: dict[str, Any] = {
-            "stitch": self.stitch,
-            "overlap": self.overlap,
-            "tile": list(self.window),
+            "stitch": self.tiling.stitch,
+            "tile": list(self.tiling.window),
             "mirroring": self.spec.mirroring,
         }
+        if self.tiling.stitch != "exact":  # where nothing is blended
+            settings["overlap"] = self.tiling.overlap
         if self.spec.classes is not None:
             settings["classes"] = self.spec.classes
         if self.volume is not None:
@@ -95,25 +93,12 @@ def resolve_method(job: Job) -> Method:
     except ModelError as error:
         raise UsageError(f"model: {error}") from None
     card = model.card
-    window = _window(job.tile or card.tile, card)
-    margin = predictor.margin
-    if model.network is not None:
-        _check_tile(window, model.network)
-    stitch = job.stitch or next((s for s in card.stitch if s in STITCHES), None)
-    if stitch is None:
-        raise UsageError(
-            f"the model's card allows only {', '.join(card.stitch)} stitching, this version has "
-            f"{' and '.join(STITCHES)}; give --stitch to override the card"
-        )
     location = job.model if not Path(job.model).exists() else str(Path(job.model).resolve())
     return Method(
         card=card,
         model_hash=model.hash,
         spec=WorkerSpec(location, model.hash, job.classes, runtime, mirroring),
-        window=window,
-        margin=margin,
-        overlap=card.overlap if job.overlap is None else job.overlap,
-        stitch=stitch,
+        tiling=_tiling(job, model, predictor.margin),
         classes=predictor.classes,
         uncertainty=measures_of(model, predictor),
         volume=job.volume,
@@ -143,6 +128,52 @@ def _mirroring(job: Job, card: Card) -> bool:
             "(mirror_axes); leave the flag out"
         )
     return bool(card.mirror_axes) and job.mirroring is not False
+
+
+def _tiling(job: Job, model: Model, margin: Triple) -> Tiling:
+    """How the job or else the card lays tiles. Raises UsageError where the network cannot take them so."""
+    card, network = model.card, model.network
+    window, stitch = _window(job.tile or card.tile, card), job.stitch or card.stitch[0]
+    if network is not None:
+        _check_tile(window, network)
+    overlap = card.overlap if job.overlap is None else job.overlap
+    if stitch != "exact":
+        return Tiling(window, overlap, margin, stitch)
+    if job.overlap is not None:
+        raise UsageError("--overlap is for tiles that are blended; with --stitch exact every voxel is answered once")
+    if "exact" not in card.stitch:
+        raise UsageError(f"the card of the model {card.name} does not allow --stitch exact ({', '.join(card.stitch)})")
+    return _exact_tiling(job, model, window, margin)
+
+
+def _exact_tiling(job: Job, model: Model, window: Triple, margin: Triple) -> Tiling:
+    """Tiles of `window`, or where the card's leave too little for their cores, of four times the halo."""
+    from segmodels.registry import reach_of
+
+    network = model.network
+    if network is None:
+        return Tiling(window, 0.0, margin, "exact")
+    if (reach := reach_of(network)) is None:
+        raise UsageError(
+            f"the model {model.card.name} cannot be stitched exactly: its network normalises over the whole tile, so "
+            "that what a voxel gets depends on where its tile ends; use gaussian, constant or nnunet"
+        )
+    flat = network.dims == 2
+    divisor: Triple = (1 if flat else network.divisor, network.divisor, network.divisor)
+    if any(margin):
+        return Tiling(window, 0.0, margin, "exact", divisor)
+    halo: Triple = (0 if flat else reach, reach, reach)
+    tile = [w // d * d for w, d in zip(window, divisor, strict=True)]
+    least = [2 * h + d for h, d in zip(halo, divisor, strict=True)]
+    if any(t < n for t, n in zip(tile, least, strict=True)):
+        if job.tile is not None:
+            raise UsageError(
+                f"--stitch exact needs tiles of {least} voxels or more: a voxel of this network's answer may depend on "
+                f"{reach} voxels to each side, got --tile {list(window)}; well above that less is computed twice"
+            )
+        tile = [max(t, 4 * h) for t, h in zip(tile, halo, strict=True)]
+    z, y, x = tile
+    return Tiling((z, y, x), 0.0, margin, "exact", divisor, halo)
 
 
 def _window(tile: tuple[int, ...], card: Card) -> Triple:

@@ -1,8 +1,10 @@
 """Overlapping tiles into one answer: importance weights and the rolling accumulator.
 
-The weights are MONAI's (`monai.inferers.sliding_window_inference`): a Gaussian centred in the tile with a standard
-deviation of an eighth of it, clamped from below at 1e-3, or ones. Sums are float32, added in raster order of the
-tiles, so that every voxel's sum is the same whatever the blocks are.
+gaussian, constant: the weights of MONAI (`monai.inferers.sliding_window_inference`): a Gaussian centred in the tile
+with a standard deviation of an eighth of it, clamped from below at 1e-3; or ones. nnunet: those of nnU-Net's predictor,
+a sampled Gaussian around voxel n // 2 in half precision, its zeros raised. exact: nothing is blended, ones. Sums are
+float32 (of nnunet-fp16 half precision, as nnU-Net's), added in raster order of the tiles, so that every voxel's sum is
+the same whatever the blocks are.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ def importance(tile: Triple, stitch: str) -> np.ndarray:
     """Weights of one tile, float32, axes z,y,x.
 
     gaussian: product over the axes of exp(-x^2 / (2 s^2)), x from -(n-1)/2 to (n-1)/2, s = n/8; then clamped at
-    max(smallest weight, 1e-3). constant: ones.
+    max(smallest weight, 1e-3). nnunet: see `nnunet_importance`. constant, exact: ones.
     """
-    if stitch == "constant":
+    if stitch.startswith("nnunet"):
+        return nnunet_importance(tile).astype(np.float32)
+    if stitch in ("constant", "exact"):
         return np.ones(tile, np.float32)
     weights = np.ones((), np.float32)
     for length in tile:
@@ -37,16 +41,40 @@ def importance(tile: Triple, stitch: str) -> np.ndarray:
     return np.maximum(weights, np.float32(max(float(weights.min()), FLOOR))).astype(np.float32)
 
 
+def nnunet_importance(tile: Triple) -> np.ndarray:
+    """Weights of one tile, float16, axes z,y,x, as nnU-Net's `compute_gaussian` makes them.
+
+    A one at voxel n // 2 of every axis, filtered with a Gaussian of s = n/8 cut off at 4 s, scaled to a highest weight
+    of 10 and rounded to half precision; what becomes zero by that is raised to the smallest weight above it. An axis of
+    one voxel is none of the network's.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    weights = np.ones(())
+    for length in tile:
+        line = np.zeros(length)
+        line[length // 2] = 1
+        if length > 1:
+            line = gaussian_filter1d(line, length / 8, mode="constant")
+        weights = weights[..., None] * line  # as filtering axis by axis would multiply
+    weights /= weights.max() / 10
+    half: np.ndarray = weights.astype(np.float16)
+    half[half == 0] = half[half > 0].min()
+    return half
+
+
 class RollingAccumulator:
     """Weighted sums over the rows of a block that tiles can still reach, and no more.
 
     Holds `depth` rows of the block's y,x extent: float32 sums (fields, depth, y, x), with `weighed` one more field for
     the sum of the weights. Tiles arrive in raster order, so rows below the newest tile's first row are final and leave
     through `roll`. The sums are not divided by the sum of the weights: that is positive and the same for all classes,
-    so neither an argmax nor a sign depends on it.
+    so neither an argmax nor a sign depends on it. With `half` sums are kept in half precision.
     """
 
-    def __init__(self, box: Box, fields: int, weights: torch.Tensor, *, weighed: bool = False) -> None:
+    def __init__(
+        self, box: Box, fields: int, weights: torch.Tensor, *, weighed: bool = False, half: bool = False
+    ) -> None:
         import torch
 
         _, height, width = box.shape
@@ -54,15 +82,16 @@ class RollingAccumulator:
         self.box, self.weights = box, weights
         self.row = box.start[0]  # the study's z of the first row held
         self.fields, self.weighed = fields, weighed
-        self.sums = torch.zeros((fields + weighed, depth, height, width), device=weights.device)
+        dtype = torch.float16 if half else torch.float32
+        self.sums = torch.zeros((fields + weighed, depth, height, width), dtype=dtype, device=weights.device)
 
-    def add(self, tile: Box, logits: torch.Tensor) -> None:
-        """Add one tile's logits (fields, z, y, x), weighted, where they lie inside the block. Overwrites `logits`.
+    def add(self, tile: Box, core: Box, logits: torch.Tensor) -> None:
+        """Add one tile's logits (fields, z, y, x), weighted, where its core lies in the block. Overwrites `logits`.
 
         Product and sum are two roundings, never a fused one: a fused kernel may round the tail of a row another way,
         and then the result would depend on how blocks are cut.
         """
-        inside = tile.clip(self.box)
+        inside = core.clip(self.box)
         source = inside.shift((-tile.start[0], -tile.start[1], -tile.start[2])).slices
         target = inside.shift((-self.row, -self.box.start[1], -self.box.start[2])).slices
         logits.mul_(self.weights)

@@ -15,9 +15,9 @@ from .normalize import Affine
 class InputWindow:
     """A rolling window of normalised rows over a region of an image.
 
-    `region` (z,y,x) may reach past the image: there it is 0 after normalisation, or the image mirrored at its border
-    (the border voxel not repeated), by `fill`. Holds `depth` rows as float32 (channels, depth, y, x), and the raw
-    rows of one row of chunks.
+    `region` (z,y,x) may reach past the image: there, by `fill`, it is 0 after normalisation ("zero"), the image
+    mirrored at its border, whose voxel is not repeated ("reflect"), or the border voxel ("edge"). Holds `depth` rows as
+    float32 (channels, depth, y, x), and the raw rows of one row of chunks.
     """
 
     def __init__(self, image: Any, region: Box, depth: int, normalizers: Sequence[Affine], fill: str) -> None:
@@ -83,6 +83,8 @@ def source_index(start: int, stop: int, length: int, fill: str) -> np.ndarray:
     index = np.arange(start, stop)
     if fill == "zero":
         return np.where((index >= 0) & (index < length), index, -1)
+    if fill == "edge":
+        return index.clip(0, length - 1)
     period = max(2 * (length - 1), 1)
     index = index % period
     return np.where(index >= length, period - index, index)

@@ -175,6 +175,11 @@ def on_meta(name: str, **config: Any) -> Network:
         return create(name, **config)
 
 
+def reach_of(network: Network) -> int | None:
+    """How far a voxel of a network's answer looks, in voxels per side, rounded up to its divisor (see `Spec`)."""
+    return spec(network.architecture).reach(network.config)
+
+
 def describe(name: str) -> str:
     """A page of text on one model: what it is, options with defaults, sizes, halo, parameters, paper."""
     if name == "kmeans":

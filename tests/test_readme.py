@@ -128,14 +128,14 @@ def test_every_guarantee_names_its_test() -> None:
 
 def test_the_memory_formula_of_the_documents_is_the_one_that_runs() -> None:
     """The table of docs/engine.md, evaluated, against `arrays_bytes`."""
-    from pipeline.grid import Shards, make_grid
+    from pipeline.grid import Shards, Tiling, make_grid
     from pipeline.planning import Needs, arrays_bytes
 
     cells = re.findall(r"^\| [\w ]+ \| ([^|]+) \|[^|]*\|$", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
     formulas = [c for c in cells if c.strip() not in ("bytes", "---")]
     assert len(formulas) == 10
     shape, window, margin = (300, 400, 500), (60, 70, 80), (4, 4, 4)
-    grid, shards = make_grid(shape, window, 0.5, margin), Shards(shape, (64, 128, 128))
+    grid, shards = make_grid(shape, Tiling(window, 0.5, margin)), Shards(shape, (64, 128, 128))
     needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999, uncertainty_fields=2)
     h, w = (n + 2 * (t - 1) + 8 for n, t in ((128, 62), (256, 72)))
     values = {

@@ -14,7 +14,7 @@ import segmodels
 from pipeline import ledger, ome, statistics, store
 from pipeline.blocks import segment_blocks
 from pipeline.engine import BlockTask, Failure, Receipt
-from pipeline.grid import Box, Grid, Shards, Triple, make_grid
+from pipeline.grid import Box, Grid, Shards, Tiling, Triple, make_grid
 from segmodels import Model
 from segmodels.card import parse
 from segmodels.network import Network
@@ -117,7 +117,7 @@ def _create_labels(folder: Path, shards: Shards, lead: int) -> None:
 
 def store_image(
     folder: Path, voxels: np.ndarray, window: Triple, *, shard: Triple = (8, 8, 8), image_shard: Triple = (8, 16, 16),
-    overlap: float = 0.5, margin: Triple = (0, 0, 0), stitch: str = "gaussian",
+    overlap: float = 0.5, margin: Triple = (0, 0, 0), stitch: str = "gaussian", **exact: Triple,
 ) -> Stored:  # fmt: skip
     """Write `voxels` (z,y,x) or (c,z,y,x) and all that blocks need beside it."""
     lead = voxels.ndim - 3
@@ -133,8 +133,8 @@ def store_image(
     z, y, x = voxels.shape[-3:]
     shards = Shards((z, y, x), shard)
     _create_labels(folder, shards, lead)
-    fill = "reflect" if any(margin) else "zero"
-    return Stored(folder, make_grid((z, y, x), window, overlap, margin), shards, stitch, fill, lead)
+    tiling = Tiling(window, overlap, margin, stitch, **exact)
+    return Stored(folder, make_grid((z, y, x), tiling), shards, stitch, tiling.fill, lead)
 
 
 class Analytic:

@@ -13,7 +13,7 @@ from block_helpers import Analytic, margin_of, model_of, noise, random_network, 
 from monai.inferers import sliding_window_inference
 
 from pipeline.blocks import segment_blocks
-from pipeline.grid import Box, Triple, make_grid, split_shards
+from pipeline.grid import Box, Tiling, Triple, make_grid, split_shards
 from pipeline.stitch import importance
 from segmodels.network import Network
 from segmodels.predictor import make_predictor
@@ -52,7 +52,7 @@ def check_labels(found: np.ndarray, logits: np.ndarray, activation: str = "softm
 
 def segmented(folder: Path, voxels: np.ndarray, network: Network, window: Triple, **facts: Any) -> np.ndarray:
     """Labels (z, y, x) by blocks, of voxels (c, z, y, x) or (z, y, x), in 2 x 2 x 2 blocks where there are as many."""
-    stitching = {name: facts.pop(name) for name in ("overlap", "stitch") if name in facts}
+    stitching = {name: facts.pop(name) for name in ("overlap", "stitch", "divisor", "halo") if name in facts}
     model = model_of(network, tile=list(window[-network.dims :]), **facts)
     predictor = make_predictor(model, runtime())
     stored = store_image(folder, voxels, window, margin=predictor.margin, **stitching)
@@ -150,7 +150,7 @@ def test_each_logit_stands_where_its_tile_was(tmp_path: Path) -> None:
     receipts(list(segment_blocks(tasks, model, Analytic(predict, classes, 3), runtime())))
     logits, total = np.zeros((classes, *shape)), np.zeros(shape)
     weights = importance(tile, "gaussian").astype(np.float64)
-    for corner in itertools.product(*make_grid(shape, tile, 0.5).starts):
+    for corner in itertools.product(*make_grid(shape, Tiling(tile, 0.5)).starts):
         part = (slice(None), *(slice(a, a + n) for a, n in zip(corner, tile, strict=True)))
         logits[part] += answer(where[part].astype(np.float64)) * weights
         total[part[1:]] += weights
@@ -189,7 +189,7 @@ def test_unpadded_tiles_overlap_and_reach_past_any_border(tmp_path: Path, shape:
     found = segmented(tmp_path, voxels, net, window, stitch=mode)
     far = 64
     whole = reflected(voxels, far, far)
-    grid = make_grid(shape, window, 0.5, (net.margin,) * 3)
+    grid = make_grid(shape, Tiling(window, 0.5, (net.margin,) * 3))
     logits, weights = np.zeros((3, *whole.shape)), importance(grid.tile, mode).astype(np.float64)
     total = np.zeros(whole.shape)
     for tile in grid.tiles_over(Box((0, 0, 0), shape)):

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
-from pipeline.grid import Box, Grid, Shards, make_grid, split, split_shards, tile_starts
+from pipeline.grid import (
+    Box,
+    Grid,
+    Shards,
+    Tiling,
+    exact_axis,
+    make_grid,
+    nnunet_starts,
+    split,
+    split_shards,
+    tile_starts,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,16 +55,81 @@ def test_a_grid_is_where_monai_puts_its_windows(sizes: tuple[tuple[int, int], ..
     per_axis = [dense_patch_slices((n,), (t,), (step,)) for n, t, step in zip(padded, tile, interval, strict=True)]
     low = [max(t - n, 0) // 2 for n, t in sizes]  # MONAI pads this much below, and crops it off again
     expected = tuple(tuple(s.start - a for (s,) in axis) for axis, a in zip(per_axis, low, strict=True))
-    grid = make_grid(shape, tile, overlap)
+    grid = make_grid(shape, Tiling(tile, overlap))
     assert grid.starts == expected
     assert grid.tiles == np.prod([len(axis) for axis in expected])
+
+
+@pytest.mark.parametrize(
+    ("length", "tile", "step", "starts"),
+    [
+        (110, 64, 0.5, (0, 23, 46)),
+        (64, 64, 0.5, (0,)),
+        (65, 64, 0.5, (0, 1)),
+        (128, 64, 0.5, (0, 32, 64)),
+        (280, 128, 0.5, (0, 51, 101, 152)),
+        (287, 128, 0.5, (0, 53, 106, 159)),
+        (397, 128, 0.8, (0, 90, 179, 269)),
+        (155, 128, 0.5, (0, 27)),
+        (512, 160, 0.5, (0, 70, 141, 211, 282, 352)),
+        (49, 32, 0.5, (0, 8, 17)),
+        (53, 32, 0.5, (0, 10, 21)),
+        (99, 64, 0.5, (0, 18, 35)),
+    ],
+)
+def test_golden_starts_of_nnunet(length: int, tile: int, step: float, starts: tuple[int, ...]) -> None:
+    assert nnunet_starts(length, tile, 1 - step) == starts
+
+
+@given(length=st.integers(1, 700), tile=st.integers(1, 200), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
+def test_starts_of_nnunet_follow_its_formula(length: int, tile: int, overlap: float) -> None:
+    found = nnunet_starts(length, tile, overlap)
+    if tile >= length:
+        assert found == (-((tile - length) // 2),)
+        return
+    count = int(np.ceil((length - tile) / max(tile * (1 - overlap), 1))) + 1
+    even = (length - tile) / (count - 1)
+    assert found == tuple(int(np.round(even * i)) for i in range(count))
+
+
+@given(
+    length=st.integers(1, 400),
+    window=st.integers(1, 200),
+    depth=st.integers(0, 4),
+    reach=st.integers(0, 6),
+)
+def test_cores_share_an_axis_out_and_see_all_that_they_need(length: int, window: int, depth: int, reach: int) -> None:
+    divisor = 2**depth
+    halo, whole = reach * divisor, -(-length // divisor) * divisor
+    if window < divisor or (whole > window // divisor * divisor and window // divisor * divisor <= 2 * halo):
+        with pytest.raises(ValueError, match="no core"):
+            exact_axis(length, window, 0, divisor, halo)
+        return
+    tile, starts, cores = exact_axis(length, window, 0, divisor, halo)
+    assert [core for begin, end in cores for core in range(begin, end)] == list(range(length))
+    for start, (begin, end) in zip(starts, cores, strict=True):
+        assert start % divisor == 0 == tile % divisor
+        assert 0 <= start <= begin < end <= start + tile <= whole
+        assert start == 0 or begin - start >= halo
+        assert start + tile == whole or start + tile - end >= halo
+
+
+@given(length=st.integers(1, 300), window=st.integers(41, 200), divisor=st.sampled_from([1, 2, 4, 8]))
+def test_cores_of_a_network_without_padding(length: int, window: int, divisor: int) -> None:
+    margin = 16
+    tile, starts, cores = exact_axis(length, window, margin, divisor, 0)
+    assert tile == window - 2 * margin
+    assert [core for begin, end in cores for core in range(begin, end)] == list(range(length))
+    for start, (begin, end) in zip(starts, cores, strict=True):
+        assert start % divisor == 0
+        assert start == begin < end <= start + tile
 
 
 def test_tiles_come_in_monais_order() -> None:
     shape, tile = (20, 17, 23), (8, 8, 16)
     slices = dense_patch_slices(shape, tile, _get_scan_interval(shape, tile, 3, (0.5,) * 3))
     whole = Box((0, 0, 0), shape)
-    assert [box.slices for box in make_grid(shape, tile, 0.5).tiles_over(whole)] == slices
+    assert [box.slices for box in make_grid(shape, Tiling(tile, 0.5)).tiles_over(whole)] == slices
 
 
 @pytest.mark.parametrize(("length", "tile"), [(5, 16), (6, 16), (1, 16), (15, 16), (1, 2)])
@@ -77,9 +153,9 @@ def test_every_voxel_has_a_tile_and_none_lies_past_a_long_axis(length: int, tile
 
 
 def test_a_margin_makes_tiles_smaller_than_windows() -> None:
-    grid = make_grid((50, 60, 70), (28, 44, 44), 0.5, (8, 8, 8))
+    grid = make_grid((50, 60, 70), Tiling((28, 44, 44), 0.5, (8, 8, 8)))
     assert grid.tile == (12, 28, 28)
-    assert grid.starts == make_grid((50, 60, 70), (12, 28, 28), 0.5).starts
+    assert grid.starts == make_grid((50, 60, 70), Tiling((12, 28, 28))).starts
 
 
 boxes = st.builds(
@@ -90,11 +166,12 @@ boxes = st.builds(
 
 
 def brute_tiles(grid: Grid, box: Box) -> list[Box]:
-    """All tiles of the grid with at least one voxel in the box, in raster order."""
+    """All tiles of the grid whose core has at least one voxel in the box, in raster order."""
     found = []
     for start in itertools.product(*grid.starts):
         tile = Box(start, tuple(a + t for a, t in zip(start, grid.tile, strict=True)))
-        bounds = zip(tile.start, tile.stop, box.start, box.stop, strict=True)
+        core = grid.core(tile)
+        bounds = zip(core.start, core.stop, box.start, box.stop, strict=True)
         if all(set(range(a, b)) & set(range(c, d)) for a, b, c, d in bounds):
             found.append(tile)
     return found
@@ -112,7 +189,12 @@ def test_touching_count_and_tiles_over_against_brute_force(
     box = box.clip(Box((0, 0, 0), shape))
     if box.size == 0:
         return
-    grid = make_grid(shape, tile, overlap)
+    check_touching(make_grid(shape, Tiling(tile, overlap)), box)
+    check_touching(make_grid(shape, Tiling(tile, overlap, stitch="nnunet")), box)
+    check_touching(make_grid(shape, Tiling(tile, stitch="exact", halo=(1, 1, 1))), box)
+
+
+def check_touching(grid: Grid, box: Box) -> None:
     tiles = brute_tiles(grid, box)
     assert list(grid.tiles_over(box)) == tiles
     assert grid.count(box) == len(tiles)

@@ -92,8 +92,10 @@ def test_forms_a_setting_may_have(settings: dict[str, Any], name: str, value: An
         ({"tile": "0,96,96"}, "tile: a tile has at least one voxel"),
         ({"tile": 96}, "tile"),
         ({"tile": ["a", 1, 1]}, "tile"),
-        ({"stitch": "gausian"}, "stitch: unknown: 'gausian'; choose from gaussian, constant"),
-        ({"stitch": "nnunet"}, "stitch: nnunet is not in this version"),
+        (
+            {"stitch": "gausian"},
+            "stitch: unknown: 'gausian'; choose from gaussian, constant, nnunet",
+        ),
         ({"formats": "nifti,tiff"}, "formats: unknown: 'tiff'"),
         ({"formats": [5]}, "formats"),
         ({"engine": "spark"}, "engine: .*'ray' or 'serial'"),

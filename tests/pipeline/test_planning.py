@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import ome
 from pipeline.engine import Baseline
 from pipeline.errors import StudyError
-from pipeline.grid import Box, Shards, Triple, make_grid
+from pipeline.grid import Box, Shards, Tiling, Triple, make_grid
 from pipeline.planning import Needs, Plan, arrays_bytes, make_plan
 
 GIB = 1 << 30
@@ -31,7 +31,7 @@ def planned(
     margin: Triple = (0, 0, 0), shard: Triple | None = None, base: Baseline = BASE, **facts: Any,
 ) -> Plan:  # fmt: skip
     return make_plan(
-        shape, shard or ome.shard_shape(shape), window, overlap, margin,
+        shape, shard or ome.shard_shape(shape), Tiling(window, overlap, margin),
         needs=needs(**facts), baseline=base, budget=budget, workers=workers,
     )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_blocks_hold_every_shard_once_and_tiles_are_counted_right(
     plan = tight_plan(shape, window, tightness, **facts)
     assert sorted(i for b in plan.blocks for i in plan.shards.indices(b)) == list(plan.shards.indices())
     assert plan.shards == Shards(shape, shard)
-    assert plan.grid == make_grid(shape, window, overlap, margin)
+    assert plan.grid == make_grid(shape, Tiling(window, overlap, margin))
     brute = sum(len(list(plan.grid.tiles_over(plan.shards.box_of(b)))) for b in plan.blocks)
     assert plan.tile_runs == brute
     assert plan.waste == pytest.approx(brute / plan.grid.tiles - 1)
@@ -103,7 +103,7 @@ def test_a_block_in_the_middle_reads_a_tile_past_each_side() -> None:
     """Tiles at every voxel reach as far as tiles can; fifty channels, so that the input window is what counts."""
     shape, tile, margin = (32, 300, 300), (32, 32, 32), (0, 8, 8)
     window = tuple(t + 2 * m for t, m in zip(tile, margin, strict=True))
-    grid, shards = make_grid(shape, window, 0.99, margin), Shards(shape, (32, 64, 64))
+    grid, shards = make_grid(shape, Tiling(window, 0.99, margin)), Shards(shape, (32, 64, 64))
     block = Box((0, 2, 2), (1, 3, 3))
     plan = Plan(grid, shards, (block,), 0, 0, 0, 0.0, smallest=False)
     _, h, w = hull(plan, block).shape

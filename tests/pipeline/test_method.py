@@ -1,0 +1,73 @@
+"""How card and job settle the tiles: what exact stitching is given, and when it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from block_helpers import card_facts, random_network
+
+import segmodels
+from pipeline.errors import UsageError
+from pipeline.grid import Tiling
+from pipeline.job import make_job
+from pipeline.start import resolve_method
+
+
+def method(folder: Path, network: dict[str, Any], card: dict[str, Any] | None = None, **job: Any) -> Any:
+    made = random_network(**network)
+    segmodels.save(made, card_facts(made, **(card or {})), folder / "model")
+    return resolve_method(make_job({"inputs": ["in"], "model": str(folder / "model"), "out": "out", **job}))
+
+
+RESUNET = {"name": "resunet", "dims": 3, "classes": 3, "widths": [4, 8, 16]}  # divisor 4, reach 20
+
+
+def test_tiles_that_leave_a_core_are_taken_as_they_are(tmp_path: Path) -> None:
+    found = method(tmp_path, RESUNET, {"tile": [50, 64, 96]}, stitch="exact")
+    assert found.tiling == Tiling((48, 64, 96), 0.0, (0, 0, 0), "exact", (4, 4, 4), (20, 20, 20))
+    assert "overlap" not in found.settings
+
+
+def test_tiles_that_leave_none_become_four_halos(tmp_path: Path) -> None:
+    assert method(tmp_path, RESUNET, {"tile": [32, 64, 96]}, stitch="exact").tiling.window == (80, 80, 96)
+
+
+def test_tiles_that_the_user_gave_are_not_changed_but_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tiles of \[44, 44, 44\] voxels or more.*20 voxels to each side"):
+        method(tmp_path, RESUNET, stitch="exact", tile="40,64,64")
+
+
+def test_a_2d_network_has_no_halo_between_planes(tmp_path: Path) -> None:
+    found = method(tmp_path, {**RESUNET, "dims": 2}, {"tile": [80, 80]}, stitch="exact")
+    assert found.tiling == Tiling((1, 80, 80), 0.0, (0, 0, 0), "exact", (1, 4, 4), (0, 20, 20))
+
+
+def test_an_unpadded_network_has_its_margin_for_a_halo(tmp_path: Path) -> None:
+    network = {"name": "unet", "dims": 3, "classes": 3, "widths": [4, 8], "padding": "valid"}
+    found = method(tmp_path, network, {"tile": [28, 32, 28]}, stitch="exact")
+    assert found.tiling == Tiling((28, 32, 28), 0.0, (8, 8, 8), "exact", (2, 2, 2))
+    assert found.tiling.fill == "reflect"
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_network_that_normalises_over_its_tile_is_refused(tmp_path: Path, norm: str) -> None:
+    with pytest.raises(UsageError, match="normalises over the whole tile"):
+        method(tmp_path, {**RESUNET, "norm": norm}, stitch="exact")
+
+
+def test_a_card_that_does_not_list_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not allow --stitch exact \(gaussian\)"):
+        method(tmp_path, RESUNET, {"stitch": ["gaussian"]}, stitch="exact")
+
+
+def test_an_overlap_has_no_place_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="every voxel is answered once"):
+        method(tmp_path, RESUNET, stitch="exact", overlap=0.5)
+
+
+def test_a_card_may_ask_for_nnunets_way(tmp_path: Path) -> None:
+    found = method(tmp_path, RESUNET, {"stitch": ["nnunet"], "overlap": 0.5})
+    assert found.tiling.stitch == found.settings["stitch"] == "nnunet"
+    assert found.tiling.fill == "zero"
