@@ -90,17 +90,16 @@ def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
     method, found = resolve_method(job), find(job)
     with engine_of(job)(method.spec) as engine:
         kind = engine.kinds()[0]
-        baseline = measure(engine, method, kind)
-        workers = engine.workers
-    share = max(1, -(-workers // len(found.studies)))
-    budget, on_device = job.memory or kind.memory, kind.runtime.device != "cpu"
-    entries, failures = [], [(source, error) for source, error in found.failures]
-    for study in found.studies:
-        try:
-            plan = plan_only(study, method, baseline, budget, share, on_device=on_device)
-            entries.append(plan.describe(study.name))
-        except StudyError as error:
-            failures.append((study.source, error))
+        measure(engine, method, kind, known := {})
+        workers, budget = engine.workers, job.memory or kind.memory
+        share = max(1, -(-workers // len(found.studies)))
+        entries, failures = [], [(source, error) for source, error in found.failures]
+        for study in found.studies:
+            try:
+                plan = plan_only(study, method, engine, kind, known, budget=budget, workers=share)
+                entries.append(plan.describe(study.name))
+            except StudyError as error:
+                failures.append((study.source, error))
     for source, error in failures:
         print(f"failed: {shown(source)}: {error.cause}: {error}", file=sys.stderr)
     if as_json:

@@ -40,12 +40,14 @@ def show_command(name: str) -> None:
 def check_command(path: str) -> None:
     """Load a model and run one tile of it; raises what is wrong, in one line."""
     from pipeline.engine import SerialEngine
-    from pipeline.prepare import measure
+    from pipeline.prepare import baseline_of, measure
     from pipeline.start import resolve_method
 
     method = resolve_method(make_job({"inputs": ["-"], "model": path, "engine": "serial"}))
     with SerialEngine(method.spec) as engine:
-        baseline = measure(engine, method, engine.kinds()[0])
+        (kind, *_) = engine.kinds()
+        measure(engine, method, kind, known := {})
+        baseline = baseline_of(method.tiling.window, engine, method, kind, known)
     card = method.card
     print(
         f"{card.name} {card.version}: good. {len(card.labels)} structures, tile {list(method.tiling.window)}, "

@@ -40,8 +40,7 @@ def choose_kind(run: Run, progress: Progress, held: str | None) -> Kind:
     kind, runtime = next((found for found in begun if found[1] is not None), (kinds[0], None))
     if runtime not in (None, kind.runtime) and progress.under is None:
         progress.under = runtime
-    if kind.runtime.hash not in run.baselines:
-        run.baselines[kind.runtime.hash] = measure(engine, run.method, kind)
+    measure(engine, run.method, kind, run.baselines)
     return kind
 
 

@@ -13,7 +13,7 @@ from .errors import StudyError, UsageError
 from .job import Job, make_job
 from .logs import run_log
 from .planning import Plan
-from .prepare import measure, plan_only
+from .prepare import Baselines, measure, plan_only
 from .progress import Progress
 from .references import References
 from .run import Run
@@ -102,12 +102,12 @@ def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **setting
     method, found = resolve_method(job), find(job)
     with SerialEngine(method.spec) as engine:
         (kind,) = engine.kinds()
-        baseline = measure(engine, method, kind)
-    workers = job.workers or 1
-    share = max(1, -(-workers // max(1, len(found.studies))))
-    budget = memory_budget(job, workers)
-    on_device = kind.runtime.device != "cpu"
-    return [plan_only(study, method, baseline, budget, share, on_device=on_device) for study in found.studies]
+        known: Baselines = {}
+        measure(engine, method, kind, known)
+        workers = job.workers or 1
+        share = max(1, -(-workers // max(1, len(found.studies))))
+        budget = memory_budget(job, workers)
+        return [plan_only(s, method, engine, kind, known, budget=budget, workers=share) for s in found.studies]
 
 
 def _settings(inputs: str | Path | Sequence[str | Path], model: str | Path) -> dict[str, Any]:

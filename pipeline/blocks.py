@@ -31,6 +31,8 @@ from .uncertainty import UncertaintySums, measures_of
 from .verify import shard_url
 from .window import InputWindow
 
+HALF_LEAST = 2.0**-24  # no weight in half precision is smaller
+
 if TYPE_CHECKING:
     import torch
 
@@ -195,8 +197,8 @@ class BlockRun:
         """A row of sums in half precision, divided by their weights as nnU-Net does it; weights of one."""
         import torch
 
-        means = torch.where(sums[-1] > 0, sums / sums[-1], 0)  # zero where no tile that was needed reaches
-        if not bool(torch.isfinite(means).all()):
+        means = sums / sums[-1].clamp_min(HALF_LEAST)  # no tile that was needed may reach a voxel: its sums are 0
+        if not bool(torch.isfinite(means.amax()) & torch.isfinite(means.amin())):
             raise StudyError(
                 "model",
                 "sums of logits are too large for half precision, and no mask was made: use --stitch nnunet",

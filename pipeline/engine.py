@@ -63,8 +63,8 @@ class BlockTask:
 
     `image`, `labels`: URLs of the level-0 arrays. `statistics`: URL of the image's statistics. `range`: the block, as
     a box of shard indices; `missing`: the shards in it that are not done yet. `fill`: what lies outside the image,
-    "zero" (after normalisation) or "reflect". `runtime`: hash of that of the workers it was planned for; no other may
-    compute it. `under`: the more frugal runtime that they are to take for it, where memory was short.
+    "zero" (after normalisation), "reflect" or "edge". `runtime`: hash of that of the workers it was planned for; no
+    other may compute it. `under`: the more frugal runtime that they are to take for it, where memory was short.
     """
 
     key: str

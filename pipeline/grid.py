@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from .errors import StudyError
+
 Triple = tuple[int, int, int]
 Starts = tuple[int, ...]  # origins along one axis
 Spans = tuple[tuple[int, int], ...]  # (begin, end) along one axis
@@ -105,7 +107,8 @@ def nnunet_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
     """
     if tile >= length:
         return (-((tile - length) // 2),)
-    count = math.ceil((length - tile) / max(tile * (1 - overlap), 1.0)) + 1
+    share = round(1 - overlap, 9)  # of 0.8 it is 0.19999999999999996, and then a tile more
+    count = math.ceil((length - tile) / max(tile * share, 1.0)) + 1
     step = (length - tile) / (count - 1)
     return tuple(round(step * i) for i in range(count))
 
@@ -116,22 +119,30 @@ def exact_axis(length: int, window: int, margin: int, divisor: int, halo: int) -
     The axis grows at its high end to a multiple of `divisor`, as the network itself would grow it. All tiles lie inside
     and begin on that grid, so their down-sampling falls as that of the whole. A tile answers for its core, `halo` away
     from its ends unless the axis ends there, too. A network that gives up a `margin` sees all that it needs: its tiles
-    lie side by side, the last one reaching past the border. Raises ValueError for a window with no core.
+    lie side by side, the last one reaching past the border. Raises StudyError for a window with no core.
     """
     if margin:
         tile = window - 2 * margin
         step = tile // divisor * divisor
         if step < 1:
-            raise ValueError(f"a window of {window} has no core: it takes {2 * margin + divisor} or more")
+            raise _no_core(window, 2 * margin + divisor)
         starts = tuple(range(0, length, step))
         return tile, starts, tuple(itertools.pairwise((*starts, length)))
     whole = -(-length // divisor) * divisor
     tile = min(window // divisor * divisor, whole)
     step = tile - 2 * halo
     if tile < whole and step < 1:
-        raise ValueError(f"a window of {window} has no core: it takes {2 * halo + divisor} or more")
+        raise _no_core(window, 2 * halo + divisor)
     starts = (*range(0, whole - tile, step), whole - tile) if tile < whole else (0,)
     return tile, starts, tuple(itertools.pairwise((0, *(start + halo for start in starts[1:]), length)))
+
+
+def _no_core(window: int, least: int) -> StudyError:
+    return StudyError(
+        "model",
+        f"--stitch exact needs tiles of {least} voxels or more along an axis that is longer than one, got {window}: "
+        "on so many around it depends what this network answers for a voxel; well above that less is computed twice",
+    )
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,16 @@ class Grid:
     @property
     def tiles(self) -> int:
         return math.prod(len(axis) for axis in self.starts)
+
+    @property
+    def window(self) -> Triple:
+        """What the network is given."""
+        z, y, x = (tile + 2 * margin for tile, margin in zip(self.tile, self.margin, strict=True))
+        return z, y, x
+
+    def reach(self, axis: int) -> int:
+        """How many voxels of an axis all tiles together cover: more than the study has where they pass its ends."""
+        return self.starts[axis][-1] + self.tile[axis] - self.starts[axis][0]
 
     def spans(self, axis: int) -> Spans:
         """What the tiles along an axis answer for, as (begin, end), in rising order."""

@@ -10,10 +10,11 @@ y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d r
     input window   4 C d h w           float32, rolling
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
     sums           4 (K + U) D H W     float32, rolling; on the device
+    half sums      6 (K + 1) H W       one row of sums in half precision, divided and in full
     uncertainty    U (32 H W + ...)    U measures of one row; a few lines of logits, 8 K W + 1 MiB
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
     one shard      128 S H' W'         writing and measuring one shard, and what threads and heaps keep of it
-    weights        12 T                of a tile of T voxels, while they are made
+    weights        14 T                of a tile of T voxels, while they are made
     fitting        96 v                of a model that fits itself to a histogram of v values
 """
 
@@ -79,6 +80,7 @@ class Needs:
     on_device: bool
     fitted_values: int = 0
     uncertainty_fields: int = 0
+    half: bool = False
 
 
 def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs) -> tuple[int, int]:
@@ -87,8 +89,8 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
     depth = grid.tile[0] + 2 * grid.margin[0]
     # Tiles that touch the block reach at most a tile less one voxel past each side, and the margin more.
     h, w = (
-        min(n + 2 * (tile - 1), max(full, tile)) + 2 * margin
-        for n, full, tile, margin in zip(extent, grid.shape[1:], grid.tile[1:], grid.margin[1:], strict=True)
+        min(n + 2 * (grid.tile[axis] - 1), grid.reach(axis)) + 2 * grid.margin[axis]
+        for n, axis in zip(extent, (1, 2), strict=True)
     )
     chunk = needs.image_chunk
     chunk_bytes = math.prod(chunk) * needs.image_itemsize
@@ -102,12 +104,14 @@ def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards,
         + needs.label_itemsize * min(shards.shard[0], rows) * height * width
         + 128 * shard
         + 16 * height * width
-        + 12 * math.prod(grid.tile)
+        + 14 * math.prod(grid.tile)
         + 96 * needs.fitted_values
     )
     fields = needs.uncertainty_fields
     host += fields * (32 * height * width + 8 * needs.classes * width + 8 * CHUNK)
     sums = 4 * (needs.classes + fields) * min(grid.tile[0], rows) * height * width
+    if needs.half:
+        sums += 6 * (needs.classes + 1) * height * width
     return (host, sums) if needs.on_device else (host + sums, 0)
 
 

@@ -29,13 +29,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maskmill")
 
 
-def measure(engine: Engine, method: Method, kind: Kind) -> Baseline:
-    """What a worker of this kind takes before any block. Raises UsageError where the model cannot run one tile."""
-    try:
-        return engine.measure(method.tiling.window, len(method.card.channels), kind.runtime.hash)
-    except (StudyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"model: one batch of tiles of {list(method.tiling.window)} does not run: {reason}") from error
+Baselines = dict[tuple[str, Triple], Baseline]  # by runtime hash and window
+
+
+def measure(engine: Engine, method: Method, kind: Kind, known: Baselines) -> None:
+    """Add to `known` what a worker of this kind takes before any block, where all studies have tiles of one size.
+
+    Raises UsageError where the model cannot run one tile.
+    """
+    window = method.tiling.window
+    if method.tiling.stitch != "exact" and (kind.runtime.hash, window) not in known:
+        try:
+            known[kind.runtime.hash, window] = engine.measure(window, len(method.card.channels), kind.runtime.hash)
+        except (StudyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"model: one batch of tiles of {list(window)} does not run: {reason}") from error
+
+
+def baseline_of(shape: Triple, engine: Engine, method: Method, kind: Kind, known: Baselines) -> Baseline:
+    """What a worker takes before any block of a study of this shape. Raises StudyError where its tiles do not run."""
+    window = make_grid(shape, method.tiling).window
+    if (kind.runtime.hash, window) not in known:
+        try:
+            known[kind.runtime.hash, window] = engine.measure(window, len(method.card.channels), kind.runtime.hash)
+        except (StudyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            cause = error.cause if isinstance(error, StudyError) else "model"
+            raise StudyError(cause, f"one batch of tiles of {list(window)} does not run: {reason}") from error
+    return known[kind.runtime.hash, window]
 
 
 def take_in(run: Run, progress: Progress) -> bool:
@@ -125,7 +146,7 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
         image.header,
         chunk,
         run.method,
-        run.baselines[kind.runtime.hash],
+        baseline_of(image.header.shape, run.engine(), run.method, kind, run.baselines),
         run.budget(kind),
         run.workers_for_one(kind),
         on_device=runtime.device != "cpu",
@@ -261,6 +282,7 @@ def plan_shape(
             label_itemsize=label_dtype(method).itemsize,
             on_device=on_device,
             uncertainty_fields=len(method.uncertainty),
+            half=method.tiling.stitch == "nnunet-fp16",
             fitted_values=most_values(header.dtype, math.prod(header.shape)) if method.fits_itself else 0,
         ),
         baseline=baseline,
@@ -270,11 +292,14 @@ def plan_shape(
     )
 
 
-def plan_only(study: Study, method: Method, baseline: Baseline, budget: int, workers: int, *, on_device: bool) -> Plan:
+def plan_only(
+    study: Study, method: Method, engine: Engine, kind: Kind, known: Baselines, *, budget: int, workers: int
+) -> Plan:
     """The plan of a study from its header alone: no voxel is read, nothing is written."""
     header = read_header(study, method)
-    shards = ome.image_shard_shape(header.shape, header.channels, header.dtype.itemsize)
-    return plan_shape(header, ome.chunk_shape(shards), method, baseline, budget, workers, on_device=on_device)
+    chunk = ome.chunk_shape(ome.image_shard_shape(header.shape, header.channels, header.dtype.itemsize))
+    baseline, on_device = baseline_of(header.shape, engine, method, kind, known), kind.runtime.device != "cpu"
+    return plan_shape(header, chunk, method, baseline, budget, workers, on_device=on_device)
 
 
 def tiles_of(study: Study, method: Method) -> int:

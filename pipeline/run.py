@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import ledger, locks, results, store
 from .again import begin_again, begun_under, choose_kind, save_memory
-from .engine import Baseline, BlockTask, Engine, Failure, Kind, Outcome, Receipt, Stranded, Work
+from .engine import BlockTask, Engine, Failure, Kind, Outcome, Receipt, Stranded, Work
 from .errors import Interrupted, StudyError, UsageError
 from .ingest import image_url
 from .job import Job
 from .logs import LastLines
-from .prepare import plan_blocks, take_in, tiles_of
+from .prepare import Baselines, plan_blocks, take_in, tiles_of
 from .progress import Progress
 from .sources import Found, Study
 from .sources.names import study_name
@@ -56,7 +56,7 @@ class Run:
         self.ready: deque[Progress] = deque()  # whole, to be published
         self.twins: list[Progress] = []  # of the same content as another study: they wait for it
         self.queue = deque(self.studies)  # what is still to be prepared
-        self.baselines: dict[str, Baseline] = {}  # by runtime hash
+        self.baselines: Baselines = {}
         self.workers = 1
         self._preparing = threading.Lock()  # held while a study is read: engines may do that in another thread
         self._engine: Engine | None = None

@@ -58,7 +58,7 @@ def nnunet_importance(tile: Triple) -> np.ndarray:
             line = gaussian_filter1d(line, length / 8, mode="constant")
         weights = weights[..., None] * line  # as filtering axis by axis would multiply
     weights /= weights.max() / 10
-    half: np.ndarray = weights.astype(np.float16)
+    half: np.ndarray = weights.astype(np.float32).astype(np.float16)  # torch rounds twice, too
     half[half == 0] = half[half > 0].min()
     return half
 

@@ -110,7 +110,7 @@ def softmax_entropy(logits: torch.Tensor, weights: torch.Tensor, labels: torch.T
 
 def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy, in units of ln 2, of probabilities given as logits of any shape."""
-    import torch.nn.functional as F
-
     size = logits.abs()  # p and 1 - p have one entropy; exp(-size) never overflows
-    return (F.softplus(-size) + size * (-size).sigmoid()) / math.log(2)
+    # exp and log1p give a value the same bits wherever it stands in a tensor; softplus and sigmoid do not at its end.
+    odds = (-size).exp()
+    return (odds.log1p() + size * odds / (1 + odds)) / math.log(2)

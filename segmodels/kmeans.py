@@ -57,7 +57,7 @@ def card(classes: int = DEFAULT_CLASSES) -> Card:
         normalize=(Raw(),),
         tile=(64, 128, 128),
         overlap=0.0,
-        stitch=("constant", "gaussian"),
+        stitch=("constant", "gaussian", "exact"),
         activation="softmax",
         labels={str(k): Label(name=f"class {k}") for k in range(1, classes)},
     )

@@ -45,7 +45,7 @@ FLAGS = [
     (["--memory", "plenty"], "a size such as 4GiB"),
     (["--memory", "0"], "memory: "),
     (["--stitch", "gausian"], "'gausian'; choose from gaussian, constant"),
-    (["--stitch", "exact"], "the card of the model kmeans does not allow --stitch exact"),
+    (["--stitch", "exact", "--overlap", "0.5"], "every voxel is answered once"),
     (["--precision", "int8"], "precision: "),
     (["--mirroring"], "its card lists none (mirror_axes)"),
     (["--images", "move"], "images: "),

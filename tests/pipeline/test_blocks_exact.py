@@ -115,6 +115,19 @@ def test_a_halo_one_step_short_is_found_out(tmp_path: Path, monkeypatch: pytest.
     assert missed.any()
 
 
+def test_each_flip_is_one_pass_over_the_study_grown_to_the_grid(tmp_path: Path) -> None:
+    net, voxels = random_network(**NETWORKS["resunet"]), noise((31, 29, 53))
+    halo = halo_of(net)
+    window = (2 * halo + 4,) * 3
+    model = model_of(net, tile=list(window), mirror_axes=[0, 2])
+    predictor = make_predictor(model, runtime())
+    stored = store_image(tmp_path, voxels, window, stitch="exact", divisor=(2, 2, 2), halo=(halo,) * 3)
+    receipts(list(segment_blocks([stored.whole()], model, predictor, runtime())))
+    grown = np.pad(voxels, [(0, -n % 2) for n in voxels.shape], mode="edge")
+    logits = predictor.predict(torch.from_numpy(grown)[None, None])[0, :-1, :31, :29, :53].numpy()
+    check_labels(stored.labels, logits)
+
+
 def test_the_answer_is_one_whatever_the_blocks_are(tmp_path: Path) -> None:
     net, voxels = random_network(**NETWORKS["resunet"]), noise((37, 41, 53))
     halo = halo_of(net)

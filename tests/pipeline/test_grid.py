@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
+from pipeline.errors import StudyError
 from pipeline.grid import (
     Box,
     Grid,
@@ -81,6 +82,16 @@ def test_golden_starts_of_nnunet(length: int, tile: int, step: float, starts: tu
     assert nnunet_starts(length, tile, 1 - step) == starts
 
 
+@pytest.mark.parametrize(("length", "tile", "step", "tiles"), [(18, 12, 0.1, 6), (16, 8, 0.2, 6), (30, 12, 0.3, 7)])
+def test_a_step_of_nnunet_is_not_what_is_left_of_one_in_binary(length: int, tile: int, step: float, tiles: int) -> None:
+    assert (
+        len(nnunet_starts(length, tile, 1 - step))
+        == len(nnunet_starts(length, tile, float(f"{1 - step:.1f}")))
+        == tiles
+    )
+    assert int(np.ceil((length - tile) / (tile * step))) + 1 == tiles
+
+
 @given(length=st.integers(1, 700), tile=st.integers(1, 200), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 def test_starts_of_nnunet_follow_its_formula(length: int, tile: int, overlap: float) -> None:
     found = nnunet_starts(length, tile, overlap)
@@ -102,7 +113,7 @@ def test_cores_share_an_axis_out_and_see_all_that_they_need(length: int, window:
     divisor = 2**depth
     halo, whole = reach * divisor, -(-length // divisor) * divisor
     if window < divisor or (whole > window // divisor * divisor and window // divisor * divisor <= 2 * halo):
-        with pytest.raises(ValueError, match="no core"):
+        with pytest.raises(StudyError, match="needs tiles of"):
             exact_axis(length, window, 0, divisor, halo)
         return
     tile, starts, cores = exact_axis(length, window, 0, divisor, halo)

@@ -131,10 +131,33 @@ def test_the_formula_as_it_is_written() -> None:
         + 2 * (32 * h * w + 8 * classes * w + (1 << 20))
         + (2 * 64 * h * w + 16 * h * w)
         + 128 * shard
-        + 12 * math.prod(window)
+        + 14 * math.prod(window)
     )
     assert plan.host_bytes == math.ceil(1.1 * (BASE.host_bytes + arrays))
     assert plan.device_bytes == 0
+
+
+@pytest.mark.parametrize("stitching", [
+    {"stitch": "exact", "margin": (20, 20, 20), "divisor": (4, 4, 4)},
+    {"stitch": "exact", "divisor": (8, 8, 8), "halo": (8, 8, 8)},
+])  # fmt: skip
+def test_the_input_of_exact_tiles_past_the_border_is_projected(stitching: dict[str, Any]) -> None:
+    shape, window = (20, 102, 109), (140, 140, 140)
+    grid, shards = make_grid(shape, Tiling(window, 0.0, **stitching)), Shards(shape, (24, 104, 112))
+    plan = Plan(grid, shards, (Box((0, 0, 0), (1, 1, 1)),), 0, 0, 0, 0.0, smallest=False)
+    depth, h, w = (n + 2 * m for n, m in zip(hull(plan, plan.blocks[0]).shape, (0, 0, 0), strict=True))
+    host, _ = arrays_bytes(shape[1:], 20, grid, shards, needs(classes=1, channels=50, image_chunk=(8, 8, 8)))
+    assert host >= 4 * 50 * grid.window[0] * h * w
+    assert depth >= 20
+
+
+def test_sums_in_half_precision_take_a_row_more() -> None:
+    grid, shards = make_grid((4, 512, 512), Tiling((1, 64, 64))), Shards((4, 512, 512), (8, 128, 128))
+    least, more = (
+        arrays_bytes((512, 512), 4, grid, shards, needs(classes=200, channels=1, half=half))[0]
+        for half in (False, True)
+    )
+    assert more - least == 6 * 201 * 512 * 512
 
 
 def test_uncertainty_takes_fields_of_the_size_of_a_class() -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
+from scipy.ndimage import gaussian_filter
 
 from pipeline.grid import Box, Tiling, make_grid
 from pipeline.stitch import RollingAccumulator, importance
@@ -63,6 +64,21 @@ def test_weights_of_nnunet_are_raised_where_half_precision_has_none() -> None:
     assert weights[0, 0, 64] == pytest.approx(1.1325e-6, rel=1e-3)
     assert ((weights == 2.0**-24).sum() / weights.size) > 0.0043
     assert np.array_equal(importance((1, 32, 32), "nnunet")[0], importance((2, 32, 32), "nnunet")[1])
+
+
+@pytest.mark.parametrize(
+    "tile", [(96, 160, 160), (28, 256, 256), (1, 512, 512), (1, 320, 256), (48, 64, 48), (7, 8, 9)]
+)
+def test_weights_of_nnunet_are_its_own_to_the_bit(tile: tuple[int, int, int]) -> None:
+    """By its way: a filtered delta, scaled and rounded by torch, which goes from double to half by way of single."""
+    axes = tuple(n for n in tile if n > 1)
+    delta = np.zeros(axes)
+    delta[tuple(n // 2 for n in axes)] = 1
+    theirs = torch.from_numpy(gaussian_filter(delta, [n / 8 for n in axes], 0, mode="constant", cval=0))
+    theirs /= theirs.max() / 10
+    theirs = theirs.to(torch.float16)
+    theirs[theirs == 0] = theirs[theirs != 0].min()
+    assert np.array_equal(importance(tile, "nnunet").reshape(axes), theirs.float().numpy())
 
 
 @settings(max_examples=60)
