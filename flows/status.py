@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from pipeline import ledger, ome, store
 from pipeline.errors import UsageError
 from pipeline.ingest import image_url
+from pipeline.objects import check_address
 
 
 def status_command(out: str, *, as_json: bool) -> int:
@@ -17,7 +19,10 @@ def status_command(out: str, *, as_json: bool) -> int:
         print(json.dumps({"studies": entries}))
         return 0
     counts = {state: sum(e["state"] == state for e in entries) for state in ("published", "failed", "interrupted")}
-    claim = store.read_json(store.join(out, "ledger", "out.json")) or {}
+    claim = store.read_json(store.join(out, "ledger", "out.json"))
+    if claim is None:
+        print(f"maskmill: {out}/ledger/out.json, which says whose results these are, is damaged", file=sys.stderr)
+        claim = {}
     print(f"model {claim.get('model', '?')}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     for entry in entries:
         if entry["state"] == "failed":
@@ -32,13 +37,18 @@ def status_command(out: str, *, as_json: bool) -> int:
 
 def read_status(out: str) -> list[dict[str, Any]]:
     """One entry per study that OUT's ledger knows, sorted by name. Raises UsageError without a ledger."""
+    check_address(out, "OUT")
     if not store.exists(store.join(out, "ledger")):
         raise UsageError(f"{out} holds no results: there is no ledger in it; give the OUT of a segment command")
     entries = []
     for key in ledger.keys(out):
         folder = ledger.folder(out, key)
-        entries += [{"study": study, "key": key, "state": "published"} for study in ledger.published_names(folder)]
         failed, plan = ledger.read_failed(folder), ledger.read_plan(folder)
+        entries += [
+            {"study": study, "key": key, "state": "published"}
+            for study in ledger.published_names(folder)
+            if failed is None or failed["study"] != study  # its labels stand, its masks could not be made again
+        ]
         if failed is not None:
             facts = {name: failed[name] for name in ("study", "cause", "message", "attempts")}
             facts["log"] = failed.get("log", [])

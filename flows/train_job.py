@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.errors import Interrupted, StudyError, UsageError
+from pipeline.objects import check_address
 from pipeline.sources.names import shown
 
 from .progress import ProgressLine
@@ -27,7 +28,8 @@ def train_command(settings: dict[str, Any], out: str, *, as_json: bool) -> int:
 
     from .server import ServerError, prefect_server
 
-    job, folder, began = make_train_job(settings), Path(out), time.monotonic()
+    check_address(out, "the model folder")
+    job, folder, began = make_train_job(settings), store.local(out), time.monotonic()
     if job.engine == "serial" and job.address is not None:
         raise UsageError("address names a Ray cluster; it does not go with engine serial")
     if is_done(job, folder):

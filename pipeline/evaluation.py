@@ -22,7 +22,7 @@ from .metrics.structures import component_columns
 from .metrics.summary import LEVEL, SUMMARY_COLUMNS, mean, summarise
 from .metrics.surface import TOLERANCE_MM, surface_scores
 from .metrics.tables import COMPONENTS, HIGHEST_STRUCTURE, score_names, surface_dice_column, write_table
-from .objects import refuse_credentials
+from .objects import check_address
 from .references import is_itself, surface_room, too_large_error
 from .sources import Found, Study, find_studies
 from .sources.names import shown, study_name
@@ -101,8 +101,8 @@ def evaluate(
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UsageError(f"the tolerance is {tolerance_mm} mm; expected 0 or more")
     given = str(masks), str(references)
-    for url in (*given, str(out)):
-        refuse_credentials(url)
+    for url, what in zip((*given, str(out)), ("MASKS", "REFERENCES", "OUT"), strict=True):
+        check_address(url, what)
     pairs = _paired(_found(given[0], "MASKS"), _found(given[1], "REFERENCES"), given)
     _claim(str(out))
     for pair in pairs:

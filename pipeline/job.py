@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import UsageError
 from .grid import STITCHES
-from .objects import refuse_credentials
+from .objects import check_address
 
 FORMATS = ("nifti",)
 _UNITS = {
@@ -155,7 +156,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
     for name in ("inputs", "out", "reference"):
         given = settings.get(name)
         for url in given if isinstance(given, list | tuple) else [given]:
-            refuse_credentials(str(url))
+            check_address(str(url), name)
     try:
         return Job(**settings)
     except ValidationError as error:
@@ -163,6 +164,26 @@ def make_job(settings: Mapping[str, Any]) -> Job:
             f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
         ]
         raise UsageError("; ".join(lines)) from None
+
+
+@functools.cache
+def _loader() -> Any:
+    """PyYAML's safe loader, but a key that is given twice is an error, and 1e-3 a number as in YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise UsageError(f"{key.value} is set twice, again at line {key.start_mark.line + 1}")
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    with_exponent = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", with_exponent, list("-+.0123456789"))
+    return Loader
 
 
 def read_job_file(path: str) -> dict[str, Any]:
@@ -175,7 +196,9 @@ def read_job_file(path: str) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UsageError(f"cannot read the job file {path}: {reason}") from None
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _loader())
+    except UsageError as error:
+        raise UsageError(f"the job file {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -62,8 +62,11 @@ def is_remote(url: str) -> bool:
     return True
 
 
-def refuse_credentials(url: str) -> None:
-    """Raise UsageError, which does not repeat it, for a URL with a name or a password in it: it would be recorded."""
+def check_address(url: str, what: str) -> None:
+    """Raise UsageError for an empty address, which would be the current folder or the root of everything, and, without
+    repeating it, for one with a name or a password in it, which would be recorded."""
+    if not url.strip():
+        raise UsageError(f"{what} is empty: give a file, a folder or an address (is a variable not set?)")
     if "://" in url and "@" in url.split("://", 1)[1].partition("/")[0]:
         raise UsageError(
             "an address holds credentials: take them out of it; they come from the environment (AWS_ACCESS_KEY_ID) "

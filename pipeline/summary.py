@@ -100,7 +100,7 @@ def finish(run: Run, references: References) -> Summary:
         published=sum(p.state == "published" for p in run.studies),
         failed=sum(e["state"] == "failed" for e in entries),
         interrupted=sum(e["state"] == "interrupted" for e in entries),
-        reused=sum(p.reused for p in run.studies),
+        reused=sum(p.reused and p.state == "published" for p in run.studies),
         blocks_computed=sum(p.blocks for p in run.studies),
         seconds=round(time.time() - run.began, 3),
         report=store.join(run.out, "report", "index.html"),
@@ -196,7 +196,10 @@ def ledger_tables(out: str, summary: Summary) -> tuple[list[dict[str, Any]], lis
     """Rows of the studies and structures tables: all that OUT's ledger holds, and what has no end in this run."""
     studies: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
+    failed = {(entry["key"], entry["study"]) for entry in summary.studies if entry["state"] == "failed"}
     for key, study, record in sorted(ledger.all_published(out), key=lambda found: found[1]):
+        if (key, study) in failed:  # its labels stand, but what is made of them could not be made again
+            continue
         held = held_scores(out, key, study)
         seconds = record["seconds"] | ({"surface": held.get("seconds")} if held else {})
         studies.append(

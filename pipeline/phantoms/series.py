@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import store
 from ..errors import UsageError
+from ..objects import check_address
 from .body import LABELS
 from .render import Phantom, phantom
 from .write import IMAGES, MASKS, write_nifti, write_omezarr
@@ -41,6 +42,7 @@ def make_phantoms(
     how many are there. Raises UsageError for an unknown format, for what makes no phantom, and where the folder holds
     phantoms made otherwise.
     """
+    check_address(folder, "the folder")
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     ending, write = FORMATS[format]
@@ -73,6 +75,8 @@ def _stored(folder: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The truth that a folder holds already."""
     document = store.read_json(store.join(folder, TRUTH))
     if document is None:
+        if store.exists(store.join(folder, TRUTH)):
+            raise UsageError(f"{TRUTH} in the folder is damaged: remove the folder, or give another one")
         return {}
     before = {name: document.get(name) for name in settings}
     if before != settings or not isinstance(document.get("phantoms"), dict):

@@ -82,6 +82,39 @@ def test_what_is_no_command_line(arguments: list[str], says: str, command: Comma
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "in", "-m", "kmeans", "-o", ""],
+        ["segment", "", "-m", "kmeans", "-o", "out"],
+        ["evaluate", "a", "b", "-o", ""],
+        ["evaluate", "", "b", "-o", "out"],
+        ["phantom", "-o", "", "--shape", "8,8,8"],
+        ["status", ""],
+    ],
+)
+def test_an_empty_place_is_not_the_root_of_everything(arguments: list[str], command: Command) -> None:
+    refused(command(*arguments), "is empty: give a file, a folder or an address")
+
+
+TRAIN = """
+name: m
+data: {images: i, masks: m}
+labels: {1: a}
+channels: [c]
+normalize: [{kind: zscore}]
+tile: [8, 8, 8]
+network: {name: resunet, config: {dims: 3, in_channels: 1, classes: 2, widths: [2, 4]}}
+recipe: {minutes: 1}
+"""
+
+
+@pytest.mark.parametrize(("out", "says"), [("s3://bucket/model", "has to be on a local disk"), ("", "is empty")])
+def test_a_model_folder_is_on_a_disk(out: str, says: str, top: Path, command: Command) -> None:
+    (top / "train.yaml").write_text(TRAIN)
+    refused(command("train", top / "train.yaml", "-o", out), says)
+
+
 @pytest.mark.parametrize("missing", ["INPUT", "-m MODEL", "-o OUT"])
 def test_what_is_missing_is_named(missing: str, top: Path, command: Command) -> None:
     given = {"INPUT": [top / "in"], "-m MODEL": ["-m", "kmeans"], "-o OUT": ["-o", top / "out"]}

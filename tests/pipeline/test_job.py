@@ -157,6 +157,25 @@ def test_a_job_file_says_what_flags_say(tmp_path: Path) -> None:
     )
 
 
+def test_a_key_that_is_set_twice_is_a_contradiction(tmp_path: Path) -> None:
+    for text in ("classes: 3\nmodel: kmeans\nclasses: 2\n", "data: {masks: a,\n\n masks: b}\n"):
+        with pytest.raises(UsageError, match=r"job.yaml: (classes|masks) is set twice, again at line 3"):
+            read_job_file(written(tmp_path, text))
+
+
+def test_numbers_with_an_exponent_need_no_point(tmp_path: Path) -> None:
+    text = "a: 1e-3\nb: -2E+4\nc: .5e1\nd: 1.e2\ne: e3\nf: 1e\ng: 0x1e3\nh: 12\n"
+    assert read_job_file(written(tmp_path, text)) == {
+        "a": 1e-3, "b": -2e4, "c": 5.0, "d": 100.0, "e": "e3", "f": "1e", "g": 0x1E3, "h": 12,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"out": ""}, {"inputs": ["a", ""]}, {"inputs": ""}, {"reference": " "}])
+def test_an_empty_address_is_no_folder(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(settings))} is empty: give a file"):
+        make_job(MINIMAL | settings)
+
+
 def test_a_job_file_may_be_empty_or_not_english(tmp_path: Path) -> None:
     assert read_job_file(written(tmp_path, "")) == {}
     assert read_job_file(written(tmp_path, "# nothing yet\n")) == {}

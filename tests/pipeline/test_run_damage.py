@@ -13,6 +13,7 @@ import pytest
 from scans import label_array, leftovers, markers, mask_bytes, random_model, scan, table
 
 import pipeline
+from flows.status import read_status
 from pipeline.engine import Failure, Receipt, SerialEngine, Work
 from pipeline.summary import Summary
 
@@ -177,6 +178,21 @@ def test_an_image_that_lost_a_file_is_read_anew(gone: str, settings: dict[str, A
     np.testing.assert_array_equal(label_array(tmp_path / "out", "a"), label_array(tmp_path / "whole", "a"))
     assert label_array(tmp_path / "out", "a").any()
     assert mask_bytes(tmp_path / "out", "a") == mask_bytes(tmp_path / "whole", "a")
+
+
+def test_a_study_that_was_published_and_cannot_be_exported_again_is_counted_once(
+    given: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Bits flipped in the labels, and the mask gone: what readers are told of is a failed study."""
+    inputs, model, undisturbed = given
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    flip(shard(out))
+    (out / "masks/a.nii.gz").unlink()
+    summary = segment(inputs, model, out)
+    assert (summary.exit_code, summary.published, summary.failed, summary.reused) == (1, 0, 1, 0)
+    assert [(entry["study"], entry["state"]) for entry in read_status(str(out))] == [("a", "failed")]
+    assert [row["state"] for row in table(out, "studies")] == ["failed"]
 
 
 @pytest.mark.parametrize("size", [0, 100])

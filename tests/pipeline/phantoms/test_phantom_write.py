@@ -149,6 +149,15 @@ def test_a_folder_made_otherwise_is_refused(tmp_path: Path, other: dict) -> None
     assert fingerprint(tmp_path) == before
 
 
+def test_a_truth_that_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
+    make_phantoms(str(tmp_path), [0], SHAPE)
+    (tmp_path / "truth.json").write_text("{")
+    before = fingerprint(tmp_path)
+    with pytest.raises(UsageError, match=r"truth.json in the folder is damaged"):
+        make_phantoms(str(tmp_path), [1], SHAPE)
+    assert fingerprint(tmp_path) == before
+
+
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nifti, omezarr"):
         make_phantoms(str(tmp_path), [0], SHAPE, format="dicom")
