@@ -111,6 +111,8 @@ def plan(inputs: str | Path | Sequence[str | Path], model: str | Path, **setting
 
 
 def _settings(inputs: str | Path | Sequence[str | Path], model: str | Path) -> dict[str, Any]:
+    if inputs is None:
+        raise UsageError("inputs: give at least one file, folder or URL")
     listed = [inputs] if isinstance(inputs, str | Path) else inputs
     return {"inputs": [str(i) for i in listed], "model": str(model)}
 

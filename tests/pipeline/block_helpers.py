@@ -137,6 +137,19 @@ def store_image(
     return Stored(folder, make_grid((z, y, x), tiling), shards, stitch, tiling.fill, lead)
 
 
+def nnunet_weights(tile: tuple[int, ...]) -> torch.Tensor:
+    """Weights of a tile (float16) as nnU-Net makes them: a filtered delta, which torch rounds by way of float32."""
+    from scipy.ndimage import gaussian_filter
+
+    delta = np.zeros(tile)
+    delta[tuple(n // 2 for n in tile)] = 1
+    weights = torch.from_numpy(gaussian_filter(delta, [n / 8 for n in tile], 0, mode="constant", cval=0))
+    weights /= weights.max() / 10
+    weights = weights.to(torch.float16)
+    weights[weights == 0] = weights[weights != 0].min()
+    return weights
+
+
 class Analytic:
     """A predictor made of a function of its tiles: (N,C,Z,Y,X) -> (N,K,Z,Y,X), each tile for itself."""
 

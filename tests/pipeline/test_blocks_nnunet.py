@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from block_helpers import model_of, noise, random_network, receipts, runtime, store_image
-from scipy.ndimage import gaussian_filter
+from block_helpers import model_of, nnunet_weights, noise, random_network, receipts, runtime, store_image
 from test_blocks_monai import check_labels, segmented
 
 from pipeline.blocks import segment_blocks
@@ -28,16 +27,6 @@ def starts_of(length: int, tile: int) -> list[int]:
     return [int(np.round(step * i)) for i in range(count)]
 
 
-def weights_of(tile: tuple[int, ...]) -> torch.Tensor:
-    delta = np.zeros(tile)
-    delta[tuple(n // 2 for n in tile)] = 1
-    weights = torch.from_numpy(gaussian_filter(delta, [n / 8 for n in tile], 0, mode="constant", cval=0))
-    weights /= weights.max() / 10
-    weights = weights.to(torch.float16)
-    weights[weights == 0] = weights[weights != 0].min()
-    return weights
-
-
 def nnunet_logits(
     voxels: np.ndarray, network: Network, dtype: torch.dtype, mirrored: tuple[int, ...] = (), tile: Triple = TILE
 ) -> np.ndarray:
@@ -45,7 +34,7 @@ def nnunet_logits(
     grow = [max(t - n, 0) for n, t in zip(voxels.shape, tile, strict=True)]
     low = [g // 2 for g in grow]
     padded = np.pad(voxels, [(a, g - a) for a, g in zip(low, grow, strict=True)])
-    image, weights = torch.from_numpy(padded.astype(np.float32))[None, None], weights_of(tile)
+    image, weights = torch.from_numpy(padded.astype(np.float32))[None, None], nnunet_weights(tile)
     sums = torch.zeros((network.classes, *padded.shape), dtype=dtype)
     counts = torch.zeros(padded.shape, dtype=dtype)
     with torch.inference_mode():
@@ -100,9 +89,9 @@ def test_sums_in_half_precision_are_nnunets_to_the_bit() -> None:
     rows: list[torch.Tensor] = []
     for box in grid.tiles_over(Box((0, 0, 0), shape)):
         logits = torch.randn((2, *tile), generator=generator) * 20
-        answer = logits * weights_of(tile)
+        answer = logits * nnunet_weights(tile)
         sums[(slice(None), *box.slices)] += answer
-        counts[box.slices] += weights_of(tile)
+        counts[box.slices] += nnunet_weights(tile)
         rows += [row.clone() for _, row in rolling.roll(box.start[0])]
         rolling.add(box, box, logits)
     rows += [row.clone() for _, row in rolling.roll(shape[0])]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from block_helpers import nnunet_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
-from scipy.ndimage import gaussian_filter
 
 from pipeline.grid import Box, Tiling, make_grid
 from pipeline.stitch import RollingAccumulator, importance
@@ -70,15 +70,8 @@ def test_weights_of_nnunet_are_raised_where_half_precision_has_none() -> None:
     "tile", [(96, 160, 160), (28, 256, 256), (1, 512, 512), (1, 320, 256), (48, 64, 48), (7, 8, 9)]
 )
 def test_weights_of_nnunet_are_its_own_to_the_bit(tile: tuple[int, int, int]) -> None:
-    """By its way: a filtered delta, scaled and rounded by torch, which goes from double to half by way of single."""
     axes = tuple(n for n in tile if n > 1)
-    delta = np.zeros(axes)
-    delta[tuple(n // 2 for n in axes)] = 1
-    theirs = torch.from_numpy(gaussian_filter(delta, [n / 8 for n in axes], 0, mode="constant", cval=0))
-    theirs /= theirs.max() / 10
-    theirs = theirs.to(torch.float16)
-    theirs[theirs == 0] = theirs[theirs != 0].min()
-    assert np.array_equal(importance(tile, "nnunet").reshape(axes), theirs.float().numpy())
+    assert np.array_equal(importance(tile, "nnunet").reshape(axes), nnunet_weights(axes).float().numpy())
 
 
 @settings(max_examples=60)
