@@ -133,10 +133,10 @@ def test_the_memory_formula_of_the_documents_is_the_one_that_runs() -> None:
 
     cells = re.findall(r"^\| [\w ]+ \| ([^|]+) \|[^|]*\|$", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
     formulas = [c for c in cells if c.strip() not in ("bytes", "---")]
-    assert len(formulas) == 10
+    assert len(formulas) == 11
     shape, window, margin = (300, 400, 500), (60, 70, 80), (4, 4, 4)
     grid, shards = make_grid(shape, Tiling(window, 0.5, margin)), Shards(shape, (64, 128, 128))
-    needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999, uncertainty_fields=2)
+    needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999, uncertainty_fields=2, half=True)
     h, w = (n + 2 * (t - 1) + 8 for n, t in ((128, 62), (256, 72)))
     values = {
         "C": 2, "K": 5, "d": 60, "D": 52, "R": 128, "H": 128, "W": 256, "h": h, "w": w, "s": 2, "r": 64,
