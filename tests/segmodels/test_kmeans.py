@@ -214,7 +214,7 @@ def test_the_built_in_model() -> None:
     assert (card.name, card.axes, card.channels, card.tile, card.overlap) == (
         "kmeans", "zyx", ("any",), (64, 128, 128), 0.0,
     )  # fmt: skip
-    assert card.stitch == ("constant", "gaussian")
+    assert card.stitch == ("constant", "gaussian", "exact")
     assert [n.kind for n in card.normalize] == ["none"]
     assert {k: v.name for k, v in card.labels.items()} == {"1": "class 1", "2": "class 2", "3": "class 3"}
     assert len({segmodels.load("kmeans", classes=k).hash for k in (2, 3, 255)}) == 3
