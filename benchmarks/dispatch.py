@@ -23,8 +23,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 
@@ -82,9 +84,12 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
         method = resolve_method(job)
         found = Found([Study(f"s{i}", f"s{i}", (f"s{i}",), "nifti") for i in range(studies)], [])
         # Of a study only its blocks are left: what reading and publishing take is no part of this.
-        run.take_in = take_in  # type: ignore[attr-defined]
-        run.plan_blocks = lambda whole, progress, kind: plan_blocks(whole, progress, kind, each)  # type: ignore
-        again.measure = lambda engine, method, kind: engine.measure((1, 1, 1), 1, kind.runtime.hash)  # type: ignore
+        # Nor is a network measured: these blocks are planned without.
+        stages = (
+            patch.object(run, "take_in", take_in),
+            patch.object(run, "plan_blocks", partial(plan_blocks, count=each)),
+            patch.object(again, "measure", lambda *_: None),
+        )
         whole = run.Run(job, method, found, {})
 
         def publish(progress: Any) -> None:
@@ -95,7 +100,7 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
             return RayEngine((durable, per_work), worker="dispatch:EmptyWorker", workers=workers)
 
         began: list[tuple[float, float]] = []
-        with ProgressLine() as line:
+        with ProgressLine() as line, stages[0], stages[1], stages[2]:
 
             def observe(whole: Any) -> None:
                 if not began:  # workers are there

@@ -37,13 +37,11 @@ def measure(engine: Engine, method: Method, kind: Kind, known: Baselines) -> Non
 
     Raises UsageError where the model cannot run one tile.
     """
-    window = method.tiling.window
-    if method.tiling.stitch != "exact" and (kind.runtime.hash, window) not in known:
+    if method.tiling.stitch != "exact":
         try:
-            known[kind.runtime.hash, window] = engine.measure(window, len(method.card.channels), kind.runtime.hash)
-        except (StudyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"model: one batch of tiles of {list(window)} does not run: {reason}") from error
+            baseline_of(method.tiling.window, engine, method, kind, known)
+        except StudyError as error:
+            raise UsageError(f"model: {error}") from error
 
 
 def baseline_of(shape: Triple, engine: Engine, method: Method, kind: Kind, known: Baselines) -> Baseline:
