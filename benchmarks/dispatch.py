@@ -129,13 +129,14 @@ def plan_blocks(whole: Any, progress: Any, kind: Any, count: int) -> list[Any]:
     from pipeline import ledger
     from pipeline.engine import BlockTask
     from pipeline.grid import Box, Grid, Shards
+    from pipeline.lattice import Lattice
 
     grid = Grid((8 * count, 8, 8), (8, 8, 8), (0, 0, 0), (tuple(range(0, 8 * count, 8)), (0,), (0,)))
-    shards = Shards(grid.shape, (8, 8, 8))
+    shards, lattice = Shards(grid.shape, (8, 8, 8)), Lattice(grid.shape, grid.shape)
     folder = ledger.folder(whole.out, progress.key)
     tasks = [
         BlockTask(
-            progress.key, i, "image", "labels", folder, "statistics", grid, shards,
+            progress.key, i, "image", "labels", folder, "statistics", lattice, grid, shards,
             Box((i, 0, 0), (i + 1, 1, 1)), ((i, 0, 0),), "gaussian", "zero", kind.runtime.hash,
         )
         for i in range(count)

@@ -2,7 +2,8 @@
 
 A block is read, normalised and predicted tile by tile in raster order; sums roll along z; finished rows become labels
 at once; a row of shards is written when it is whole, then marked. Memory depends on the block's y,x extent, the tile's
-depth and the number of classes, never on the block's length.
+depth and the number of classes, never on the block's length. Where the model has a spacing of its own, tiles and sums
+are of the study's lattice, and finished rows are resampled to voxels before they become labels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,13 +27,14 @@ from .engine import BlockTask, Failure, Receipt, peak_rss, reset_peak_rss
 from .errors import StudyError
 from .grid import Box
 from .metrics.structures import shard_statistics
-from .normalize import normalizers
+from .normalize import Affine, normalizers
+from .resample import ResampledRows, StoredRows, VoxelRows
 from .stitch import RollingAccumulator, importance
 from .uncertainty import UncertaintySums, measures_of
 from .verify import shard_url
 from .window import InputWindow
 
-HALF_LEAST = 2.0**-24  # no weight in half precision is smaller
+LEAST_WEIGHT = 2.0**-24  # no weight is smaller, not even in half precision
 
 if TYPE_CHECKING:
     import torch
@@ -131,23 +134,24 @@ class BlockRun:
         # Only a model without a network fits itself to the histogram, which may be large.
         channels = statistics.from_bytes(store.read(task.statistics), histograms=model.network is None)
         self.predictor = predictor.fit(channels[0])
+        self.lattice, self.view = task.lattice, task.lattice.view
         self.box = task.shards.box_of(task.range)
+        self.cells = self.lattice.box(self.box)
         self.tiles = tiles_needed(task)
-        self.window_shape = tuple(t + 2 * m for t, m in zip(task.grid.tile, task.grid.margin, strict=True))
-        image = ome.open_array(task.image)
+        self.window_shape = self.view.seen(task.grid.window)
+        self.image = ome.open_array(task.image)
         self.channels = len(channels)
-        region = _hull(self.tiles).grow(task.grid.margin)
-        self.window = InputWindow(
-            image, region, self.window_shape[0], normalizers(self.card.normalize, channels), task.fill
-        )
-        self.image = image
-        weights = torch.from_numpy(importance(task.grid.tile, task.stitch)).to(runtime.device)
+        self.window = _window(task, self.image, self.tiles, normalizers(self.card.normalize, channels))
+        weights = torch.from_numpy(importance(self.view.seen(task.grid.tile), task.stitch)).to(runtime.device)
+        weights = self.view.turned_back(weights).contiguous()
         self.classes = self.predictor.classes
         measures = measures_of(model, self.predictor)
         self.uncertainty = UncertaintySums(measures, self.card, task.shards, task.missing, self.box)
         fields = self.classes + self.predictor.disagreement
         self.half = task.stitch == "nnunet-fp16"
-        self.sums = RollingAccumulator(self.box, fields, weights, weighed=bool(measures) or self.half, half=self.half)
+        weighed = bool(measures) or self.half or self.lattice.resampled
+        self.sums = RollingAccumulator(self.cells, fields, weights, weighed=weighed, half=self.half)
+        self.voxel_rows = VoxelRows(self.lattice, self.box, runtime.device) if self.lattice.resampled else None
         self.labels = ome.open_array(task.labels, "r+")
         depth = min(task.shards.shard[0], self.box.shape[0])
         self.rows = np.zeros((depth, *self.box.shape[1:]), self.labels.dtype)
@@ -159,11 +163,11 @@ class BlockRun:
         return self.predictor is other.predictor and self.window_shape == other.window_shape
 
     def read(self, tile: Box, out: np.ndarray) -> None:
-        """Put the tile's normalised voxels, with the margin the network needs, into `out` (channels, z, y, x)."""
-        out[...] = self.window.tile(tile.grow(self.task.grid.margin))
+        """Put what the network sees of a tile, its margin included, into `out` (channels, the network's axes)."""
+        out[...] = self.view.turned(self.window.tile(tile.grow(self.task.grid.margin)))
 
     def add(self, tile: Box, logits: torch.Tensor) -> None:
-        """Take one tile's logits (fields, z, y, x); write what they finish. The last tile ends the block."""
+        """Take one tile's logits (fields, the network's axes); write what they finish. The last tile ends the block."""
         import torch
 
         if not bool(torch.isfinite(logits.sum())) and not bool(torch.isfinite(logits).all()):
@@ -175,30 +179,34 @@ class BlockRun:
         core = self.task.grid.core(tile)
         # Rows above this tile's first one are final; rows before the block are not ours.
         self._finish_rows(core.start[0])
-        self.sums.add(tile, core, logits)
+        self.sums.add(tile, core, self.view.turned_back(logits))
         self.done += 1
         if self.done == len(self.tiles):
-            self._finish_rows(self.box.stop[0])
+            self._finish_rows(self.cells.stop[0])
             task = self.task
             seconds = time.perf_counter() - self.began
             self._end(Receipt(task.key, task.index, len(task.missing), self.done, seconds, peak_rss()))
 
     def _finish_rows(self, below: int) -> None:
+        """Make labels of what the rows of the lattice above `below` complete."""
+        for at, sums in self.sums.roll(below):
+            if self.half or self.voxel_rows is not None:
+                sums = self._means(sums)
+            for z, fields in [(at, sums)] if self.voxel_rows is None else self.voxel_rows.add(at, sums):
+                self._label(z, fields)
+
+    def _label(self, z: int, fields: torch.Tensor) -> None:
         depth = self.task.shards.shard[0]
-        for z, sums in self.sums.roll(below):
-            sums = self._in_full(sums) if self.half else sums
-            labels = label_row(sums[: self.classes], self.card)
-            self.rows[z % depth] = labels.cpu().numpy()
-            self.uncertainty.add_row(z, sums, labels)
-            if z % depth == depth - 1 or z == self.box.stop[0] - 1:
-                self._write_shards(z // depth)
+        labels = label_row(fields[: self.classes], self.card)
+        self.rows[z % depth] = labels.cpu().numpy()
+        self.uncertainty.add_row(z, fields, labels)
+        if z % depth == depth - 1 or z == self.box.stop[0] - 1:
+            self._write_shards(z // depth)
 
-    def _in_full(self, sums: torch.Tensor) -> torch.Tensor:
-        """A row of sums in half precision, divided by their weights as nnU-Net does it; weights of one."""
-        import torch
-
-        means = sums / sums[-1].clamp_min(HALF_LEAST)  # no tile that was needed may reach a voxel: its sums are 0
-        if not bool(torch.isfinite(means.amax()) & torch.isfinite(means.amin())):
+    def _means(self, sums: torch.Tensor) -> torch.Tensor:
+        """A row of sums divided by their weights, float32; its weights are then ones."""
+        means = sums / sums[-1].clamp_min(LEAST_WEIGHT)  # no tile that was needed may reach a voxel: its sums are 0
+        if self.half and not bool((means.amax() - means.amin()).isfinite()):
             raise StudyError(
                 "model",
                 "sums of logits are too large for half precision, and no mask was made: use --stitch nnunet",
@@ -239,24 +247,39 @@ class BlockRun:
         outcome, self.outcome = self.outcome, None
         assert outcome is not None
         # What the block held is given back now, not when the caller lets go of its last tile.
-        del self.window, self.sums, self.rows, self.uncertainty
+        del self.window, self.sums, self.voxel_rows, self.rows, self.uncertainty
         return outcome
 
 
 def tiles_needed(task: BlockTask) -> list[Box]:
-    """The tiles of a block, in raster order, that reach into a shard which is missing."""
-    shards, block = task.shards, task.shards.box_of(task.range)
+    """The tiles of a block, in raster order, that answer for cells which a missing shard needs."""
+    shards, lattice = task.shards, task.lattice
     missing = np.zeros(shards.counts, bool)
     missing[tuple(np.transpose(task.missing))] = True
+    ends = [[lattice.span(axis, *run) for run in shards.runs(axis)] for axis in range(3)]
+    begins, stops = [[[span[i] for span in axis] for axis in ends] for i in range(2)]
     needed = []
-    for tile in task.grid.tiles_over(block):
-        inside = task.grid.core(tile).clip(block)
+    for tile in task.grid.tiles_over(lattice.box(shards.box_of(task.range))):
+        core = task.grid.core(tile)
         reached = tuple(
-            slice(a // s, -(-b // s)) for a, b, s in zip(inside.start, inside.stop, shards.shard, strict=True)
+            slice(bisect_right(stop, a), bisect_left(begin, b))
+            for begin, stop, a, b in zip(begins, stops, core.start, core.stop, strict=True)
         )
         if missing[reached].any():
             needed.append(tile)
     return needed
+
+
+def _window(task: BlockTask, image: Any, tiles: Sequence[Box], normalize: Sequence[Affine]) -> InputWindow:
+    lattice = task.lattice
+
+    def open_rows(y: slice, x: slice) -> StoredRows | ResampledRows:
+        if lattice.resampled:
+            return ResampledRows(image, normalize, lattice, y, x)
+        return StoredRows(image, normalize, y, x)
+
+    region = _hull(tiles).grow(task.grid.margin)
+    return InputWindow(lattice.cells, len(normalize), region, task.grid.window[0], task.fill, open_rows)
 
 
 def typed(error: Exception) -> StudyError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from .errors import Cause, StudyError
 from .grid import Box, Grid, Shards, Triple
+from .lattice import Lattice
 
 if TYPE_CHECKING:
     from segmodels.predictor import Predictor
@@ -73,6 +74,7 @@ class BlockTask:
     labels: str
     ledger: str
     statistics: str
+    lattice: Lattice
     grid: Grid
     shards: Shards
     range: Box
@@ -81,6 +83,11 @@ class BlockTask:
     fill: str
     runtime: str
     under: Runtime | None = None
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles the whole block takes."""
+        return self.grid.count(self.lattice.box(self.shards.box_of(self.range)))
 
 
 @dataclass(frozen=True)

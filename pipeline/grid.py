@@ -1,8 +1,4 @@
-"""Where tiles lie and which of them a block needs. Pure integers, computed once from a study's whole shape.
-
-All boxes are in voxels of the study, axes z,y,x. A tile may begin below 0 or end past the shape: when the study is
-smaller than the tile, or when the network needs context past the border.
-"""
+"""Boxes of voxels, the tiles that reach into them, and the label shards. Pure integers; axes z,y,x as stored."""
 
 from __future__ import annotations
 
@@ -12,8 +8,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-
-from .errors import StudyError
 
 Triple = tuple[int, int, int]
 Starts = tuple[int, ...]  # origins along one axis
@@ -59,95 +53,11 @@ class Box:
         return Box((a - z, b - y, c - x), (d + z, e + y, f + x))
 
 
-STITCHES = ("gaussian", "constant", "nnunet", "nnunet-fp16", "exact")
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a method lays its tiles over any study.
-
-    window: the voxels that the network is given. overlap: share of a tile that the next one repeats, where tiles are
-    blended. margin: by how much the network's answer is smaller per side. For `exact` also the step of the network's
-    down-sampling grid (`divisor`) and how far it looks (`halo`, a multiple of that), per axis.
-    """
-
-    window: Triple
-    overlap: float = 0.5
-    margin: Triple = (0, 0, 0)
-    stitch: str = "gaussian"
-    divisor: Triple = (1, 1, 1)
-    halo: Triple = (0, 0, 0)
-
-    @property
-    def fill(self) -> str:
-        """What a tile sees outside the image: zeros after normalisation, its mirror image, or its border voxels."""
-        if any(self.margin):
-            return "reflect"
-        return "edge" if self.stitch == "exact" else "zero"
-
-
-def tile_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
-    """Origins of the tiles along one axis, as MONAI's `sliding_window_inference` places them.
-
-    A regular stride of `int(tile * (1 - overlap))` voxels (at least 1), the last tile moved back to end at the
-    border. An axis shorter than the tile is centred in one tile: its origin is `-((tile - length) // 2)`.
-    """
-    if tile >= length:
-        return (-((tile - length) // 2),)
-    step = max(int(tile * (1 - overlap)), 1)
-    count = math.ceil((length - tile) / step) + 1
-    return tuple(min(i * step, length - tile) for i in range(count))
-
-
-def nnunet_starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
-    """Origins of the tiles along one axis, as nnU-Net's predictor places them (`tile_step_size` is 1 - overlap).
-
-    As many tiles as strides of at most `tile * (1 - overlap)` voxels need, spread evenly from border to border and
-    rounded to whole voxels, halves to the even one. An axis shorter than the tile is centred as above.
-    """
-    if tile >= length:
-        return (-((tile - length) // 2),)
-    share = round(1 - overlap, 9)  # of 0.8 it is 0.19999999999999996, and then a tile more
-    count = math.ceil((length - tile) / max(tile * share, 1.0)) + 1
-    step = (length - tile) / (count - 1)
-    return tuple(round(step * i) for i in range(count))
-
-
-def exact_axis(length: int, window: int, margin: int, divisor: int, halo: int) -> tuple[int, Starts, Spans]:
-    """Tile length, origins and cores of the tiles along one axis, so that they answer what one pass over all would.
-
-    The axis grows at its high end to a multiple of `divisor`, as the network itself would grow it. All tiles lie inside
-    and begin on that grid, so their down-sampling falls as that of the whole. A tile answers for its core, `halo` away
-    from its ends unless the axis ends there, too. A network that gives up a `margin` sees all that it needs: its tiles
-    lie side by side, the last one reaching past the border. Raises StudyError for a window with no core.
-    """
-    if margin:
-        tile = window - 2 * margin
-        step = tile // divisor * divisor
-        if step < 1:
-            raise _no_core(window, 2 * margin + divisor)
-        starts = tuple(range(0, length, step))
-        return tile, starts, tuple(itertools.pairwise((*starts, length)))
-    whole = -(-length // divisor) * divisor
-    tile = min(window // divisor * divisor, whole)
-    step = tile - 2 * halo
-    if tile < whole and step < 1:
-        raise _no_core(window, 2 * halo + divisor)
-    starts = (*range(0, whole - tile, step), whole - tile) if tile < whole else (0,)
-    return tile, starts, tuple(itertools.pairwise((0, *(start + halo for start in starts[1:]), length)))
-
-
-def _no_core(window: int, least: int) -> StudyError:
-    return StudyError(
-        "model",
-        f"--stitch exact needs tiles of {least} voxels or more along an axis that is longer than one, got {window}: "
-        "on so many around it depends what this network answers for a voxel; well above that less is computed twice",
-    )
-
-
 @dataclass(frozen=True)
 class Grid:
-    """All tile origins of a study. `tile` is the window a tile answers for; the network sees `margin` more a side.
+    """All tile origins of a study, in cells of its lattice (voxels, where nothing is resampled). `tile` is the window a
+    tile answers for; the network sees `margin` more a side. A tile may begin below 0 or end past the shape: when the
+    study is smaller than the tile, or when the network needs context past the border.
 
     cores: per axis what each tile's answer is taken for, where that is less than all of it (`exact`); else None, and
     tiles are blended where they overlap.
@@ -170,7 +80,7 @@ class Grid:
         return z, y, x
 
     def reach(self, axis: int) -> int:
-        """How many voxels of an axis all tiles together cover: more than the study has where they pass its ends."""
+        """How many cells of an axis all tiles together cover: more than the study has where they pass its ends."""
         return self.starts[axis][-1] + self.tile[axis] - self.starts[axis][0]
 
     def spans(self, axis: int) -> Spans:
@@ -213,18 +123,6 @@ class Grid:
             yield Box((z, y, x), (z + tz, y + ty, x + tx))
 
 
-def make_grid(shape: Triple, tiling: Tiling) -> Grid:
-    """The grid of a study of `shape`."""
-    if tiling.stitch == "exact":
-        axes = zip(shape, tiling.window, tiling.margin, tiling.divisor, tiling.halo, strict=True)
-        (tz, z, cz), (ty, y, cy), (tx, x, cx) = (exact_axis(*axis) for axis in axes)
-        return Grid(shape, (tz, ty, tx), tiling.margin, (z, y, x), (cz, cy, cx))
-    tile = tuple(w - 2 * m for w, m in zip(tiling.window, tiling.margin, strict=True))
-    place = nnunet_starts if tiling.stitch.startswith("nnunet") else tile_starts
-    z, y, x = (place(n, t, tiling.overlap if t > 1 else 0.0) for n, t in zip(shape, tile, strict=True))
-    return Grid(shape, tile, tiling.margin, (z, y, x))  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class Shards:
     """The label shards of a study: the unit that is written whole and marked. Fixed by the image's shape alone."""
@@ -250,6 +148,11 @@ class Shards:
         start = tuple(i * s for i, s in zip(range_.start, self.shard, strict=True))
         stop = tuple(min(i * s, n) for i, s, n in zip(range_.stop, self.shard, self.shape, strict=True))
         return Box(start, stop)  # type: ignore[arg-type]
+
+    def runs(self, axis: int) -> list[tuple[int, int]]:
+        """The voxels (begin, end) of the shards along an axis."""
+        size, length = self.shard[axis], self.shape[axis]
+        return [(i * size, min((i + 1) * size, length)) for i in range(self.counts[axis])]
 
     def indices(self, range_: Box | None = None) -> Iterator[Triple]:
         """Shard indices in raster order, of all or of a box of them."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import UsageError
-from .grid import STITCHES
 from .objects import check_address
+from .tiling import STITCHES
 
 FORMATS = ("nifti",)
 _UNITS = {

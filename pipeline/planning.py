@@ -5,11 +5,14 @@ Memory of a worker (guarantee 2):
     projected = 1.1 x (baseline + arrays)
 
 baseline: the process after the model was loaded and one batch of tiles had run. arrays, for a block of H x W voxels in
-y,x whose tiles reach over h x w voxels, tiles of D rows, network windows of d rows, C channels and K classes:
+y,x over P x Q cells of the lattice, whose tiles reach over p x q cells (made of h x w voxels), tiles of D rows, network
+windows of d rows, C channels and K classes (P = H, p = h, ... where nothing is resampled):
 
-    input window   4 C d h w           float32, rolling
+    input window   4 C d p q           float32, rolling
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
-    sums           4 (K + U) D H W     float32, rolling; on the device
+    sums           4 (K + U) D P Q     float32, rolling; on the device
+    into cells     4 C (26 p q + ...)  where resampled: the rows that one row of cells is made of, and one on its way
+    back to voxels 4 (K + U + 1) (4 P Q + H W) ...  three rows of means and one of voxels; on the device
     half sums      6 (K + 1) H W       one row of sums in half precision, divided and in full
     uncertainty    U (32 H W + ...)    U measures of one row; a few lines of logits, 8 K W + 1 MiB
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
@@ -28,10 +31,13 @@ from typing import Any
 
 from .engine import Baseline
 from .errors import StudyError
-from .grid import Box, Grid, Shards, Tiling, Triple, make_grid, split, split_shards
+from .grid import Box, Grid, Shards, Triple, split, split_shards
+from .lattice import SPLINE_REACH, Lattice
+from .tiling import Tiling, make_grid
 from .uncertainty import CHUNK
 
 HEADROOM = 1.1
+TAPS = {0: 1, 1: 2, 3: 2 * SPLINE_REACH}  # rows of voxels that a row of cells is made of, by the spline's order
 SECONDS_PER_BLOCK = 0.2  # opening arrays, writing shards and markers; measured, small beside the network
 
 
@@ -39,6 +45,7 @@ SECONDS_PER_BLOCK = 0.2  # opening arrays, writing shards and markers; measured,
 class Plan:
     """How one study will be segmented. `blocks` are boxes of shard indices in raster order."""
 
+    lattice: Lattice
     grid: Grid
     shards: Shards
     blocks: tuple[Box, ...]
@@ -57,7 +64,8 @@ class Plan:
         """The study's entry in `plan --json`."""
         return {
             "study": study,
-            "shape": list(self.grid.shape),
+            "shape": list(self.shards.shape),
+            "lattice": list(self.grid.shape),
             "tiles": self.grid.tiles,
             "tile_runs": self.tile_runs,
             "blocks": len(self.blocks),
@@ -83,40 +91,55 @@ class Needs:
     half: bool = False
 
 
-def arrays_bytes(extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs) -> tuple[int, int]:
-    """(host, device) bytes of the arrays of a block of `extent` (y, x) voxels and `rows` rows."""
-    height, width = extent
+@dataclass(frozen=True)
+class Extent:
+    """The size of a block along y and x, or along z: in voxels, and in the cells that their labels are made of."""
+
+    voxels: int
+    cells: int
+
+
+def arrays_bytes(
+    z: Extent, y: Extent, x: Extent, lattice: Lattice, grid: Grid, shards: Shards, needs: Needs
+) -> tuple[int, int]:
+    """(host, device) bytes of the arrays of a block of this extent."""
+    pixels, cells = y.voxels * x.voxels, y.cells * x.cells
     depth = grid.tile[0] + 2 * grid.margin[0]
-    # Tiles that touch the block reach at most a tile less one voxel past each side, and the margin more.
-    h, w = (
+    # Tiles that touch the block reach at most a tile less one cell past each side, and the margin more.
+    p, q = (
         min(n + 2 * (grid.tile[axis] - 1), grid.reach(axis)) + 2 * grid.margin[axis]
-        for n, axis in zip(extent, (1, 2), strict=True)
+        for n, axis in ((y.cells, 1), (x.cells, 2))
     )
+    h, w = lattice.reach(1, p), lattice.reach(2, q)
     chunk = needs.image_chunk
     chunk_bytes = math.prod(chunk) * needs.image_itemsize
     raw = needs.channels * chunk[0] * h * w * needs.image_itemsize
     shard = math.prod(shards.shard)
     host = (
-        4 * needs.channels * depth * h * w
+        4 * needs.channels * depth * p * q
         + raw
         + 20 * chunk_bytes  # zarr decodes up to ten chunks at once
-        + 24 * h * w  # one row on its way through float64
-        + needs.label_itemsize * min(shards.shard[0], rows) * height * width
+        + (24 + 4 * needs.channels) * h * w  # one row on its way through float64
+        + needs.label_itemsize * min(shards.shard[0], z.voxels) * pixels
         + 128 * shard
-        + 16 * height * width
+        + 16 * pixels
         + 14 * math.prod(grid.tile)
         + 96 * needs.fitted_values
     )
     fields = needs.uncertainty_fields
-    host += fields * (32 * height * width + 8 * needs.classes * width + 8 * CHUNK)
-    sums = 4 * (needs.classes + fields) * min(grid.tile[0], rows) * height * width
+    host += fields * (32 * pixels + 8 * needs.classes * x.voxels + 8 * CHUNK)
+    sums = 4 * (needs.classes + fields) * min(grid.tile[0], z.cells) * cells
     if needs.half:
-        sums += 6 * (needs.classes + 1) * height * width
+        sums += 6 * (needs.classes + 1) * cells
+    if lattice.resampled:
+        host += needs.channels * (4 * TAPS[lattice.orders[0]] * p * q + 24 * p * q + 16 * p * w)
+        rows = needs.classes + fields + 1
+        sums += 4 * (min(grid.tile[0], z.cells) + 4 * rows) * cells + 4 * rows * (pixels + 2 * x.voxels) + 16 * CHUNK
     return (host, sums) if needs.on_device else (host + sums, 0)
 
 
 def make_plan(
-    shape: Triple,
+    lattice: Lattice,
     shard: Triple,
     tiling: Tiling,
     *,
@@ -126,18 +149,20 @@ def make_plan(
     workers: int,
     smallest: bool = False,
 ) -> Plan:
-    """The plan of one study of `shape` (z,y,x) for `workers` workers that may share it.
+    """The plan of one study for `workers` workers that may share it.
 
     Chooses how many parts each axis of the shard grid is cut into: the least time to the last block among the cuts
     that fit `budget` bytes per worker, then the least waste, then the fewest blocks. One worker gets the whole study
     where it fits. With `smallest` only the cuts that take the least memory count: what was projected did not do. Raises
     StudyError("memory") when not even single shards fit.
     """
-    grid, shards = make_grid(shape, tiling), Shards(shape, shard)
+    grid, shards = make_grid(lattice, tiling), Shards(lattice.voxels, shard)
     fitting = []
     least: tuple[int, int] | None = None
-    for z, y, x in product(*(_cuts(grid, shards, axis, workers) for axis in range(3))):
-        host, device = _projected((y.extent, x.extent), z.extent, grid, shards, needs, baseline)
+    for z, y, x in product(*(_cuts(lattice, grid, shards, axis, workers) for axis in range(3))):
+        arrays = arrays_bytes(z.extent, y.extent, x.extent, lattice, grid, shards, needs)
+        host = math.ceil(HEADROOM * (baseline.host_bytes + arrays[0]))
+        device = math.ceil(HEADROOM * (baseline.device_bytes + arrays[1]))
         least = min(least or (host, device), (host, device))
         if host <= budget:
             parts = (z.parts, y.parts, x.parts)
@@ -159,30 +184,20 @@ def make_plan(
     _, total, _, parts, host, device = min(fitting)
     blocks = tuple(split_shards(shards, parts))
     seconds = total * baseline.seconds_per_tile / min(workers, len(blocks)) + SECONDS_PER_BLOCK * len(blocks)
-    return Plan(grid, shards, blocks, total, host, device, seconds, (host, device) == least)
-
-
-def _projected(
-    extent: tuple[int, int], rows: int, grid: Grid, shards: Shards, needs: Needs, baseline: Baseline
-) -> tuple[int, int]:
-    host, device = arrays_bytes(extent, rows, grid, shards, needs)
-    return (
-        math.ceil(HEADROOM * (baseline.host_bytes + host)),
-        math.ceil(HEADROOM * (baseline.device_bytes + device)),
-    )
+    return Plan(lattice, grid, shards, blocks, total, host, device, seconds, (host, device) == least)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """One axis of the shard grid in `parts` runs: voxels of the longest run, tiles of all runs and of the fullest."""
+    """One axis of the shard grid in `parts` runs: extent of the longest run, tiles of all runs and of the fullest."""
 
     parts: int
-    extent: int
+    extent: Extent
     tiles: int
     fullest: int
 
 
-def _cuts(grid: Grid, shards: Shards, axis: int, workers: int) -> list[_Cut]:
+def _cuts(lattice: Lattice, grid: Grid, shards: Shards, axis: int, workers: int) -> list[_Cut]:
     """Ways to cut an axis worth looking at: in 1, 2, 3, 4, 6, 8, 12, 16, ... parts, or wholly."""
     count, size, full = shards.counts[axis], shards.shard[axis], shards.shape[axis]
     begins, ends = zip(*grid.spans(axis), strict=True)
@@ -190,9 +205,11 @@ def _cuts(grid: Grid, shards: Shards, axis: int, workers: int) -> list[_Cut]:
     cuts = []
     for parts in sorted(step for step in steps if step <= count):
         runs = [(a * size, min(b * size, full)) for a, b in split(count, parts)]
-        # A tile answers for voxels of a run if it begins before the run's end and ends after its begin.
-        tiles = [bisect_left(begins, b) - bisect_right(ends, a) for a, b in runs]
-        cuts.append(_Cut(parts, max(b - a for a, b in runs), sum(tiles), max(tiles)))
+        cells = [lattice.span(axis, a, b) for a, b in runs]
+        # A tile answers for cells of a run if it begins before the run's end and ends after its begin.
+        tiles = [bisect_left(begins, b) - bisect_right(ends, a) for a, b in cells]
+        extent = Extent(max(b - a for a, b in runs), max(b - a for a, b in cells))
+        cuts.append(_Cut(parts, extent, sum(tiles), max(tiles)))
     return cuts
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from . import ledger, locks, ome, results, store
 from .engine import Baseline, BlockTask, Engine, Kind
 from .errors import StudyError, UsageError
-from .grid import Shards, Triple, make_grid
+from .grid import Shards, Triple
 from .ingest import Image, known_content, stage_image
+from .lattice import lattice_of
 from .planning import Needs, Plan, make_plan
 from .sources import Header, Study, open_source
 from .start import Method
 from .statistics import most_values
+from .tiling import make_grid
 from .verify import damaged
 
 if TYPE_CHECKING:
@@ -44,9 +46,8 @@ def measure(engine: Engine, method: Method, kind: Kind, known: Baselines) -> Non
             raise UsageError(f"model: {error}") from error
 
 
-def baseline_of(shape: Triple, engine: Engine, method: Method, kind: Kind, known: Baselines) -> Baseline:
-    """What a worker takes before any block of a study of this shape. Raises StudyError where its tiles do not run."""
-    window = make_grid(shape, method.tiling).window
+def baseline_of(window: Triple, engine: Engine, method: Method, kind: Kind, known: Baselines) -> Baseline:
+    """What a worker takes before any block whose network sees tiles of this window (the network's axes)."""
     if (kind.runtime.hash, window) not in known:
         try:
             known[kind.runtime.hash, window] = engine.measure(window, len(method.card.channels), kind.runtime.hash)
@@ -144,9 +145,11 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
         image.header,
         chunk,
         run.method,
-        baseline_of(image.header.shape, run.engine(), run.method, kind, run.baselines),
-        run.budget(kind),
-        run.workers_for_one(kind),
+        run.engine(),
+        kind,
+        run.baselines,
+        budget=run.budget(kind),
+        workers=run.workers_for_one(kind),
         on_device=runtime.device != "cpu",
         smallest=progress.saving,
     )
@@ -165,6 +168,7 @@ def plan_blocks(run: Run, progress: Progress, kind: Kind) -> list[BlockTask]:
                     labels=_labels_url(image, run.method),
                     ledger=ledger.folder(run.out, progress.key),
                     statistics=image.statistics,
+                    lattice=plan.lattice,
                     grid=plan.grid,
                     shards=plan.shards,
                     range=block,
@@ -230,7 +234,7 @@ def _open_ledger(run: Run, progress: Progress, image: Image, plan: Plan, runtime
             "settings": method.settings,
             "runtime": runtime.to_json(),
             "runtime_hash": runtime.hash,
-            "shape": list(plan.grid.shape),
+            "shape": list(plan.shards.shape),
             "shards": plan.shards.total,
         },
     )
@@ -260,16 +264,20 @@ def plan_shape(
     header: Header,
     chunk: Triple,
     method: Method,
-    baseline: Baseline,
+    engine: Engine,
+    kind: Kind,
+    known: Baselines,
+    *,
     budget: int,
     workers: int,
-    *,
     on_device: bool,
     smallest: bool = False,
 ) -> Plan:
-    """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x)."""
+    """The plan of a study with these facts, stored in chunks of `chunk` voxels (z,y,x). Raises StudyError."""
+    lattice = lattice_of(header.shape, header.affine, method.card)
+    window = lattice.view.seen(make_grid(lattice, method.tiling).window)
     return make_plan(
-        header.shape,
+        lattice,
         ome.shard_shape(header.shape),
         method.tiling,
         needs=Needs(
@@ -283,7 +291,7 @@ def plan_shape(
             half=method.tiling.stitch == "nnunet-fp16",
             fitted_values=most_values(header.dtype, math.prod(header.shape)) if method.fits_itself else 0,
         ),
-        baseline=baseline,
+        baseline=baseline_of(window, engine, method, kind, known),
         budget=budget,
         workers=workers,
         smallest=smallest,
@@ -296,13 +304,16 @@ def plan_only(
     """The plan of a study from its header alone: no voxel is read, nothing is written."""
     header = read_header(study, method)
     chunk = ome.chunk_shape(ome.image_shard_shape(header.shape, header.channels, header.dtype.itemsize))
-    baseline, on_device = baseline_of(header.shape, engine, method, kind, known), kind.runtime.device != "cpu"
-    return plan_shape(header, chunk, method, baseline, budget, workers, on_device=on_device)
+    return plan_shape(
+        header, chunk, method, engine, kind, known,
+        budget=budget, workers=workers, on_device=kind.runtime.device != "cpu",
+    )  # fmt: skip
 
 
 def tiles_of(study: Study, method: Method) -> int:
-    """How many tiles a study has, from its header."""
-    return make_grid(read_header(study, method).shape, method.tiling).tiles
+    """How many tiles a study has, from its header. Raises StudyError."""
+    header = read_header(study, method)
+    return make_grid(lattice_of(header.shape, header.affine, method.card), method.tiling).tiles
 
 
 def read_header(study: Study, method: Method) -> Header:

@@ -100,7 +100,7 @@ class Run:
                     yield tuple(waiting)
                     waiting, tiles = [], 0
                 waiting.append(task)
-                tiles += task.grid.count(task.shards.box_of(task.range))
+                tiles += task.tiles
                 assert progress.kind is not None
                 if tiles >= (task.under or progress.kind.runtime).batch:
                     yield tuple(waiting)

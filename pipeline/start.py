@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from . import ledger, store
 from .engine import WorkerSpec, share_of_machine
 from .errors import StudyError, UsageError
-from .grid import Tiling, Triple
+from .grid import Triple
 from .job import Job
 from .sources import Found, find_studies
 from .sources.names import shown
 from .sweep import sweep
+from .tiling import Tiling
 from .uncertainty import measures_of
 
 if TYPE_CHECKING:
@@ -107,12 +108,6 @@ def resolve_method(job: Job) -> Method:
 
 def _check_supported(model: Model) -> None:
     card = model.card
-    if card.orientation is not None or card.spacing_mm is not None:
-        raise UsageError(
-            f"the model {card.name} wants images in orientation {card.orientation or 'as stored'} at spacing "
-            f"{list(card.spacing_mm) if card.spacing_mm else 'as stored'}; this version runs models on images as "
-            "they are stored (card fields orientation and spacing_mm null)"
-        )
     for field in ("regions", "locator"):
         if getattr(card, field) is not None:
             raise UsageError(f"the model {card.name} uses the card field {field}, which this version cannot run")

@@ -1,39 +1,49 @@
-"""The rows of an image that the tiles of a block need now, normalised, read once each in z order."""
+"""The rows that the tiles of a block need now, read once each in z order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
-from . import ome
 from .grid import Box, Triple
-from .normalize import Affine
+
+
+class Rows(Protocol):
+    """Normalised rows of a part of an image or of its lattice: `row(z)` is float32 (channels, y, x)."""
+
+    def row(self, z: int) -> np.ndarray: ...
 
 
 class InputWindow:
-    """A rolling window of normalised rows over a region of an image.
+    """A rolling window of normalised rows over a region of a lattice.
 
-    `region` (z,y,x) may reach past the image: there, by `fill`, it is 0 after normalisation ("zero"), the image
-    mirrored at its border, whose voxel is not repeated ("reflect"), or the border voxel ("edge"). Holds `depth` rows as
-    float32 (channels, depth, y, x), and the raw rows of one row of chunks.
+    `region` (z,y,x) may reach past the lattice's `shape`: there, by `fill`, it is 0 after normalisation ("zero"), the
+    image mirrored at its border, whose cell is not repeated ("reflect"), or the border cell ("edge"). `open_rows` gives
+    the rows of a slice of y and one of x. Holds `depth` rows as float32 (channels, depth, y, x).
     """
 
-    def __init__(self, image: Any, region: Box, depth: int, normalizers: Sequence[Affine], fill: str) -> None:
-        self.image, self.region, self.depth, self.normalizers = image, region, depth, normalizers
-        self.shape: Triple = tuple(int(n) for n in image.shape[-3:])  # type: ignore[assignment]
-        mapped = [source_index(a, b, n, fill) for a, b, n in zip(region.start, region.stop, self.shape, strict=True)]
-        self.rows, y, x = mapped
-        self.y, self.x = _span(y), _span(x)
-        self.columns = np.ix_(y[y >= 0] - self.y.start, x[x >= 0] - self.x.start)
+    def __init__(
+        self,
+        shape: Triple,
+        channels: int,
+        region: Box,
+        depth: int,
+        fill: str,
+        open_rows: Callable[[slice, slice], Rows],
+    ) -> None:
+        self.region, self.depth = region, depth
+        mapped = [source_index(a, b, n, fill) for a, b, n in zip(region.start, region.stop, shape, strict=True)]
+        self.z, y, x = mapped
+        y_span, x_span = _span(y), _span(x)
+        self.rows = open_rows(y_span, x_span)
+        self.columns = np.ix_(y[y >= 0] - y_span.start, x[x >= 0] - x_span.start)
         self.placed = (slice(*_extent(y >= 0)), slice(*_extent(x >= 0)))
         self.plain = fill == "zero" or bool(np.all(np.diff(y) == 1) and np.all(np.diff(x) == 1))
         self.first = region.start[0]  # z of the first row held
         self.held = 0
-        self.data = np.zeros((len(normalizers), depth, *region.shape[1:]), np.float32)
-        self.chunk_rows = int(image.chunks[-3])
-        self.chunk_row, self.raw = -1, np.zeros((0,))
+        self.data = np.zeros((channels, depth, *region.shape[1:]), np.float32)
 
     def tile(self, window: Box) -> np.ndarray:
         """The voxels of `window` (float32 view, (channels, z, y, x)). Windows come in rising z order."""
@@ -57,25 +67,12 @@ class InputWindow:
 
     def _fill_row(self, i: int) -> None:
         at = self.first + i - self.region.start[0]
-        source = int(self.rows[at]) if at < len(self.rows) else -1
+        source = int(self.z[at]) if at < len(self.z) else -1
         self.data[:, i] = 0
         if source < 0:
             return
-        row = self._raw_row(source)
-        for c, normalize in enumerate(self.normalizers):
-            raw = row[c] if self.plain else row[c][self.columns]
-            normalize(raw, self.data[(c, i, *self.placed)])
-
-    def _raw_row(self, z: int) -> np.ndarray:
-        """One raw row (channels, y, x) of the image; a row of chunks is decoded once."""
-        chunk_row = z // self.chunk_rows
-        if chunk_row != self.chunk_row:
-            self.raw = np.zeros((0,))  # give the old rows back before the new ones come
-            rows = slice(chunk_row * self.chunk_rows, (chunk_row + 1) * self.chunk_rows)
-            raw = ome.read(self.image, (..., rows, self.y, self.x))
-            self.raw = raw if raw.ndim == 4 else raw[None]
-            self.chunk_row = chunk_row
-        return self.raw[:, z - chunk_row * self.chunk_rows]
+        for c, row in enumerate(self.rows.row(source)):
+            self.data[(c, i, *self.placed)] = row if self.plain else row[self.columns]
 
 
 def source_index(start: int, stop: int, length: int, fill: str) -> np.ndarray:

@@ -70,6 +70,8 @@ class Card(Facts):
 
     activation "softmax": channel k of the network is label k, 0 is the background and not listed. "sigmoid":
     channel i paints the i-th key of `labels`, in their order.
+    orientation: nibabel's code of the axes x, y, z that the network sees; a network of axes "yx" sees the planes of x
+    and y, one z after the other. resampling_order: of the spline by which images come to `spacing_mm`.
     """
 
     format: Literal["maskmill-card-1"] = FORMAT
@@ -81,6 +83,7 @@ class Card(Facts):
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     orientation: str | None = None
     spacing_mm: tuple[Positive, ...] | None = None
+    resampling_order: Literal[1, 3] = 3
     normalize: Annotated[tuple[Normalize, ...], Field(min_length=1)]
     tile: tuple[Annotated[int, Strict(), Field(ge=1, le=16_384)], ...]
     overlap: Annotated[Real, Field(ge=0, lt=1)] = 0.5
@@ -147,8 +150,8 @@ class Card(Facts):
     def _orientation_is_a_code(self) -> Card:
         code = self.orientation
         if code is not None:
-            if self.axes != "zyx":
-                raise ValueError(f"orientation needs axes 'zyx', got {self.axes!r}: leave it null")
+            if self.axes == "tyx":
+                raise ValueError("orientation is for scans, and axes 'tyx' are of clips: leave it null")
             if len(code) != 3 or any(sum(c in pair for c in code) != 1 for pair in ("LR", "AP", "SI")):
                 raise ValueError(
                     f"orientation must be nibabel's code in x, y, z order, such as 'RAS' or 'LPS', or null "

@@ -118,6 +118,8 @@ def answer_hash(card: Card) -> str:
         del facts[field]
     facts["weights"] = card.weights.sha256 if card.weights else None
     facts["stitch"] = card.stitch[0]
+    if card.spacing_mm is None:
+        del facts["resampling_order"]
     facts["network"] = _without_defaults(card.network.name, card.network.config)
     # Lists of pairs: for sigmoid the order of the labels is part of the answer, and JSON objects have none.
     pairs = [[key, label.name] for key, label in card.labels.items()]

@@ -128,22 +128,27 @@ def test_every_guarantee_names_its_test() -> None:
 
 def test_the_memory_formula_of_the_documents_is_the_one_that_runs() -> None:
     """The table of docs/engine.md, evaluated, against `arrays_bytes`."""
-    from pipeline.grid import Shards, Tiling, make_grid
-    from pipeline.planning import Needs, arrays_bytes
+    from pipeline.grid import Shards
+    from pipeline.lattice import Lattice
+    from pipeline.planning import Extent, Needs, arrays_bytes
+    from pipeline.tiling import Tiling, make_grid
 
     cells = re.findall(r"^\| [\w ]+ \| ([^|]+) \|[^|]*\|$", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
     formulas = [c for c in cells if c.strip() not in ("bytes", "---")]
-    assert len(formulas) == 11
+    assert len(formulas) == 13
     shape, window, margin = (300, 400, 500), (60, 70, 80), (4, 4, 4)
-    grid, shards = make_grid(shape, Tiling(window, 0.5, margin)), Shards(shape, (64, 128, 128))
+    lattice = Lattice(shape, (200, 300, 400), orders=(3, 3, 3))
+    grid, shards = make_grid(lattice, Tiling(window, 0.5, margin)), Shards(shape, (64, 128, 128))
     needs = Needs(2, 5, 2, (64, 64, 64), 1, False, fitted_values=999, uncertainty_fields=2, half=True)
-    h, w = (n + 2 * (t - 1) + 8 for n, t in ((128, 62), (256, 72)))
+    z, y, x = Extent(128, 86), Extent(128, 97), Extent(256, 206)
+    p, q = (n + 2 * (t - 1) + 8 for n, t in ((97, 62), (206, 72)))
     values = {
-        "C": 2, "K": 5, "d": 60, "D": 52, "R": 128, "H": 128, "W": 256, "h": h, "w": w, "s": 2, "r": 64,
-        "q": 64**3, "l": 1, "T": 52 * 62 * 72, "v": 999, "U": 2,
+        "C": 2, "K": 5, "d": 60, "D": 52, "R": 128, "S": 86, "H": 128, "W": 256, "P": 97, "Q": 206, "p": p, "q": q,
+        "h": lattice.reach(1, p), "w": lattice.reach(2, q), "s": 2, "r": 64, "k": 64**3, "l": 1, "T": 52 * 62 * 72,
+        "v": 999, "U": 2, "f": 1, "t": 26,
     }  # fmt: skip
     total = sum(eval(python_of(formula), {"min": min}, dict(values)) for formula in formulas)  # noqa: S307  our own text
-    assert sum(arrays_bytes((128, 256), 128, grid, shards, needs)) == total
+    assert sum(arrays_bytes(z, y, x, lattice, grid, shards, needs)) == total
 
 
 def python_of(formula: str) -> str:

@@ -14,7 +14,9 @@ import segmodels
 from pipeline import ledger, ome, statistics, store
 from pipeline.blocks import segment_blocks
 from pipeline.engine import BlockTask, Failure, Receipt
-from pipeline.grid import Box, Grid, Shards, Tiling, Triple, make_grid
+from pipeline.grid import Box, Grid, Shards, Triple
+from pipeline.lattice import Lattice
+from pipeline.tiling import Tiling, make_grid
 from segmodels import Model
 from segmodels.card import parse
 from segmodels.network import Network
@@ -70,6 +72,7 @@ class Stored:
     """An image on disk, the facts of its tiling, and an empty label image with its ledger."""
 
     folder: Path
+    lattice: Lattice
     grid: Grid
     shards: Shards
     stitch: str
@@ -83,8 +86,8 @@ class Stored:
         url = str(self.folder)
         return BlockTask(
             key=key, index=index, image=url + "/image", labels=url + "/labels", ledger=url + "/ledger",
-            statistics=url + "/statistics.npz", grid=self.grid, shards=self.shards, range=range_, missing=shards,
-            stitch=self.stitch, fill=self.fill, runtime=runtime().hash,
+            statistics=url + "/statistics.npz", lattice=self.lattice, grid=self.grid, shards=self.shards,
+            range=range_, missing=shards, stitch=self.stitch, fill=self.fill, runtime=runtime().hash,
         )  # fmt: skip
 
     def tasks(self, ranges: Sequence[Box], **facts: Any) -> list[BlockTask]:
@@ -115,11 +118,17 @@ def _create_labels(folder: Path, shards: Shards, lead: int) -> None:
     ome.create_array(str(folder / "labels"), shape, shards.shard, np.dtype(np.uint8), ome.axis_names(lead > 0))
 
 
+def grid_over(shape: Triple, tiling: Tiling) -> Grid:
+    """The grid of a study that is not resampled."""
+    return make_grid(Lattice(shape, shape), tiling)
+
+
 def store_image(
     folder: Path, voxels: np.ndarray, window: Triple, *, shard: Triple = (8, 8, 8), image_shard: Triple = (8, 16, 16),
-    overlap: float = 0.5, margin: Triple = (0, 0, 0), stitch: str = "gaussian", **exact: Triple,
+    overlap: float = 0.5, margin: Triple = (0, 0, 0), stitch: str = "gaussian", lattice: Lattice | None = None,
+    **exact: Triple,
 ) -> Stored:  # fmt: skip
-    """Write `voxels` (z,y,x) or (c,z,y,x) and all that blocks need beside it."""
+    """Write `voxels` (z,y,x) or (c,z,y,x) and all that blocks need beside it; without a lattice that of the voxels."""
     lead = voxels.ndim - 3
     names = ome.axis_names(lead > 0)
     image = ome.create_array(str(folder / "image"), voxels.shape, image_shard, voxels.dtype, names)
@@ -134,7 +143,8 @@ def store_image(
     shards = Shards((z, y, x), shard)
     _create_labels(folder, shards, lead)
     tiling = Tiling(window, overlap, margin, stitch, **exact)
-    return Stored(folder, make_grid((z, y, x), tiling), shards, stitch, tiling.fill, lead)
+    lattice = lattice or Lattice((z, y, x), (z, y, x))
+    return Stored(folder, lattice, make_grid(lattice, tiling), shards, stitch, tiling.fill, lead)
 
 
 def nnunet_weights(tile: tuple[int, ...]) -> torch.Tensor:

@@ -35,7 +35,10 @@ def main(settings: dict[str, Any]) -> list[dict[str, Any]]:
         kind, (baseline,) = progress.kind, run.baselines.values()
         chunks = ome.open_array(progress.image.level0).chunks[-3:]
         budget, workers = run.budget(kind), run.workers_for_one(kind)
-        plan = plan_shape(progress.image.header, chunks, run.method, baseline, budget, workers, on_device=False)
+        plan = plan_shape(
+            progress.image.header, chunks, run.method, run.engine(), kind, run.baselines,
+            budget=budget, workers=workers, on_device=False,
+        )  # fmt: skip
         receipts = [r for r in ended if isinstance(r, Receipt) and r.key == progress.key]
         found.append(
             {

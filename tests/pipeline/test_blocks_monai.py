@@ -9,12 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from block_helpers import Analytic, margin_of, model_of, noise, random_network, receipts, runtime, store_image
+from block_helpers import (
+    Analytic,
+    grid_over,
+    margin_of,
+    model_of,
+    noise,
+    random_network,
+    receipts,
+    runtime,
+    store_image,
+)
 from monai.inferers import sliding_window_inference
 
 from pipeline.blocks import segment_blocks
-from pipeline.grid import Box, Tiling, Triple, make_grid, split_shards
+from pipeline.grid import Box, Triple, split_shards
 from pipeline.stitch import importance
+from pipeline.tiling import Tiling
 from segmodels.network import Network
 from segmodels.predictor import make_predictor
 
@@ -150,7 +161,7 @@ def test_each_logit_stands_where_its_tile_was(tmp_path: Path) -> None:
     receipts(list(segment_blocks(tasks, model, Analytic(predict, classes, 3), runtime())))
     logits, total = np.zeros((classes, *shape)), np.zeros(shape)
     weights = importance(tile, "gaussian").astype(np.float64)
-    for corner in itertools.product(*make_grid(shape, Tiling(tile, 0.5)).starts):
+    for corner in itertools.product(*grid_over(shape, Tiling(tile, 0.5)).starts):
         part = (slice(None), *(slice(a, a + n) for a, n in zip(corner, tile, strict=True)))
         logits[part] += answer(where[part].astype(np.float64)) * weights
         total[part[1:]] += weights
@@ -189,7 +200,7 @@ def test_unpadded_tiles_overlap_and_reach_past_any_border(tmp_path: Path, shape:
     found = segmented(tmp_path, voxels, net, window, stitch=mode)
     far = 64
     whole = reflected(voxels, far, far)
-    grid = make_grid(shape, Tiling(window, 0.5, (net.margin,) * 3))
+    grid = grid_over(shape, Tiling(window, 0.5, (net.margin,) * 3))
     logits, weights = np.zeros((3, *whole.shape)), importance(grid.tile, mode).astype(np.float64)
     total = np.zeros(whole.shape)
     for tile in grid.tiles_over(Box((0, 0, 0), shape)):

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from block_helpers import model_of, nnunet_weights, noise, random_network, receipts, runtime, store_image
+from block_helpers import grid_over, model_of, nnunet_weights, noise, random_network, receipts, runtime, store_image
 from test_blocks_monai import check_labels, segmented
 
 from pipeline.blocks import segment_blocks
-from pipeline.grid import Box, Tiling, Triple, make_grid, split_shards
+from pipeline.grid import Box, Triple, split_shards
 from pipeline.stitch import RollingAccumulator, importance
+from pipeline.tiling import Tiling
 from segmodels.network import Network
 from segmodels.predictor import flips, make_predictor
 
@@ -82,7 +83,7 @@ def test_mirrored_in_half_precision(tmp_path: Path) -> None:
 
 def test_sums_in_half_precision_are_nnunets_to_the_bit() -> None:
     shape, tile = (20, 18, 30), (8, 10, 12)
-    grid, weights = make_grid(shape, Tiling(tile, stitch="nnunet-fp16")), torch.from_numpy(importance(tile, "nnunet"))
+    grid, weights = grid_over(shape, Tiling(tile, stitch="nnunet-fp16")), torch.from_numpy(importance(tile, "nnunet"))
     generator = torch.Generator().manual_seed(2)
     rolling = RollingAccumulator(Box((0, 0, 0), shape), 2, weights, weighed=True, half=True)
     sums, counts = torch.zeros((2, *shape), dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)

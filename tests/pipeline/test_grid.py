@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from block_helpers import grid_over
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import dense_patch_slices
@@ -16,14 +17,10 @@ from pipeline.grid import (
     Box,
     Grid,
     Shards,
-    Tiling,
-    exact_axis,
-    make_grid,
-    nnunet_starts,
     split,
     split_shards,
-    tile_starts,
 )
+from pipeline.tiling import Tiling, exact_axis, nnunet_starts, tile_starts
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def test_a_grid_is_where_monai_puts_its_windows(sizes: tuple[tuple[int, int], ..
     per_axis = [dense_patch_slices((n,), (t,), (step,)) for n, t, step in zip(padded, tile, interval, strict=True)]
     low = [max(t - n, 0) // 2 for n, t in sizes]  # MONAI pads this much below, and crops it off again
     expected = tuple(tuple(s.start - a for (s,) in axis) for axis, a in zip(per_axis, low, strict=True))
-    grid = make_grid(shape, Tiling(tile, overlap))
+    grid = grid_over(shape, Tiling(tile, overlap))
     assert grid.starts == expected
     assert grid.tiles == np.prod([len(axis) for axis in expected])
 
@@ -140,7 +137,7 @@ def test_tiles_come_in_monais_order() -> None:
     shape, tile = (20, 17, 23), (8, 8, 16)
     slices = dense_patch_slices(shape, tile, _get_scan_interval(shape, tile, 3, (0.5,) * 3))
     whole = Box((0, 0, 0), shape)
-    assert [box.slices for box in make_grid(shape, Tiling(tile, 0.5)).tiles_over(whole)] == slices
+    assert [box.slices for box in grid_over(shape, Tiling(tile, 0.5)).tiles_over(whole)] == slices
 
 
 @pytest.mark.parametrize(("length", "tile"), [(5, 16), (6, 16), (1, 16), (15, 16), (1, 2)])
@@ -164,9 +161,9 @@ def test_every_voxel_has_a_tile_and_none_lies_past_a_long_axis(length: int, tile
 
 
 def test_a_margin_makes_tiles_smaller_than_windows() -> None:
-    grid = make_grid((50, 60, 70), Tiling((28, 44, 44), 0.5, (8, 8, 8)))
+    grid = grid_over((50, 60, 70), Tiling((28, 44, 44), 0.5, (8, 8, 8)))
     assert grid.tile == (12, 28, 28)
-    assert grid.starts == make_grid((50, 60, 70), Tiling((12, 28, 28))).starts
+    assert grid.starts == grid_over((50, 60, 70), Tiling((12, 28, 28))).starts
 
 
 boxes = st.builds(
@@ -200,9 +197,9 @@ def test_touching_count_and_tiles_over_against_brute_force(
     box = box.clip(Box((0, 0, 0), shape))
     if box.size == 0:
         return
-    check_touching(make_grid(shape, Tiling(tile, overlap)), box)
-    check_touching(make_grid(shape, Tiling(tile, overlap, stitch="nnunet")), box)
-    check_touching(make_grid(shape, Tiling(tile, stitch="exact", halo=(1, 1, 1))), box)
+    check_touching(grid_over(shape, Tiling(tile, overlap)), box)
+    check_touching(grid_over(shape, Tiling(tile, overlap, stitch="nnunet")), box)
+    check_touching(grid_over(shape, Tiling(tile, stitch="exact", halo=(1, 1, 1))), box)
 
 
 def check_touching(grid: Grid, box: Box) -> None:

@@ -70,12 +70,19 @@ def test_wide_integers_with_a_million_values(tmp_path: Path) -> None:
     check(measured(tmp_path, [(16, 16, 16), (96, 160, 160)], np.int32, classes=60, tile="16,64,64"))
 
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "tile", "dtype"),
-    [((160, 160, 160), 3, [32, 48, 48], np.float32), ((48, 320, 320), 24, [32, 64, 64], np.int16)],
-)
-def test_networks(tmp_path: Path, shape: tuple[int, int, int], classes: int, tile: list[int], dtype: Any) -> None:
+FINER, COARSER = {"spacing_mm": [0.8, 0.7, 0.8], "orientation": "SRA"}, {"spacing_mm": [1.5, 2.0, 2.0]}
+
+
+@pytest.mark.parametrize(("shape", "classes", "tile", "dtype", "facts"), [
+    ((160, 160, 160), 3, [32, 48, 48], np.float32, {}),
+    ((48, 320, 320), 24, [32, 64, 64], np.int16, {}),
+    ((96, 96, 128), 12, [32, 48, 48], np.float32, FINER),
+    ((96, 320, 320), 40, [32, 64, 64], np.int16, COARSER),
+])  # fmt: skip
+def test_networks(
+    tmp_path: Path, shape: tuple[int, int, int], classes: int, tile: list[int], dtype: Any, facts: dict[str, Any]
+) -> None:
     network = random_network("resunet", dims=3, classes=classes, widths=[2, 4])
-    facts = card_facts(network, tile=tile, overlap=0.25, normalize=[{"kind": "zscore"}])
+    facts = card_facts(network, tile=tile, overlap=0.25, normalize=[{"kind": "zscore"}], **facts)
     segmodels.save(network, facts, tmp_path / "model")
     check(measured(tmp_path, [shape], dtype, model=str(tmp_path / "model")))

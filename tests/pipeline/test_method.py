@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from block_helpers import card_facts, random_network
+from block_helpers import card_facts, grid_over, random_network
 
 import segmodels
 from pipeline.errors import StudyError, UsageError
-from pipeline.grid import Tiling, make_grid
 from pipeline.job import make_job
 from pipeline.start import resolve_method
+from pipeline.tiling import Tiling
 
 
 def method(folder: Path, network: dict[str, Any], card: dict[str, Any] | None = None, **job: Any) -> Any:
@@ -37,16 +37,16 @@ def test_smaller_ones_become_four_halos(tmp_path: Path) -> None:
 def test_tiles_that_the_user_gave_will_do_for_studies_that_fit(tmp_path: Path) -> None:
     found = method(tmp_path, RESUNET, stitch="exact", tile="42,40,64")
     assert found.tiling.window == (40, 40, 64)
-    assert make_grid((38, 40, 90), found.tiling).window == (40, 40, 64)
+    assert grid_over((38, 40, 90), found.tiling).window == (40, 40, 64)
     with pytest.raises(
         StudyError, match="needs tiles of 44 voxels or more along an axis that is longer than one, got 40"
     ):
-        make_grid((41, 40, 90), found.tiling)
+        grid_over((41, 40, 90), found.tiling)
 
 
 def test_a_small_study_is_one_tile_of_its_size(tmp_path: Path) -> None:
     found = method(tmp_path, RESUNET, {"tile": [32, 64, 96]}, stitch="exact")
-    grid = make_grid((9, 30, 70), found.tiling)
+    grid = grid_over((9, 30, 70), found.tiling)
     assert (grid.tiles, grid.window) == (1, (12, 32, 72))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from block_helpers import nnunet_weights
+from block_helpers import grid_over, nnunet_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 
-from pipeline.grid import Box, Tiling, make_grid
+from pipeline.grid import Box
 from pipeline.stitch import RollingAccumulator, importance
+from pipeline.tiling import Tiling
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_rolling_sums_equal_dense_sums(
 ) -> None:
     start = tuple(min(a, n - 1) for (a, _), n in zip(box, shape, strict=True))
     stop = tuple(min(a + length, n) for a, (_, length), n in zip(start, box, shape, strict=True))
-    block, grid = Box(start, stop), make_grid(shape, Tiling(tile, overlap))
+    block, grid = Box(start, stop), grid_over(shape, Tiling(tile, overlap))
     weights = torch.from_numpy(importance(tile, "gaussian"))
     generator = torch.Generator().manual_seed(seed)
     rolling = RollingAccumulator(block, 2, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pipeline import ome
 from pipeline.errors import StudyError
 from pipeline.grid import Box, Triple
 from pipeline.normalize import IDENTITY, Affine
+from pipeline.resample import StoredRows
 from pipeline.window import InputWindow, source_index
 
 
@@ -21,6 +23,13 @@ def stored(folder: Path, voxels: np.ndarray, shard: Triple = (8, 16, 16)) -> obj
     array = ome.create_array(str(folder), voxels.shape, shard, voxels.dtype, names)
     array[...] = voxels
     return ome.open_array(str(folder))
+
+
+def window_of(image: Any, region: Box, depth: int, normalizers: list[Affine], fill: str) -> InputWindow:
+    def open_rows(y: slice, x: slice) -> StoredRows:
+        return StoredRows(image, normalizers, y, x)
+
+    return InputWindow(image.shape[-3:], len(normalizers), region, depth, fill, open_rows)
 
 
 def padded(voxels: np.ndarray, region: Box, fill: str) -> np.ndarray:
@@ -83,7 +92,7 @@ def test_any_tiles_in_rising_z_order_equal_the_padded_image(
     if region.clip(image_box).size == 0:
         return  # a block's tiles always touch the image
     channels = [Affine(3.0, 2.0, 1.0)] * len(voxels)
-    window = InputWindow(image, region, tile[0], channels, fill)
+    window = window_of(image, region, tile[0], channels, fill)
     assert window.data.shape == (len(voxels), tile[0], *region.shape[1:])
     normalized = ((voxels.astype(np.float64) - 3) / 2 + 1).astype(np.float32)
     for t in tiles:
@@ -105,7 +114,7 @@ def test_each_chunk_of_a_plain_image_is_decoded_once(tmp_path: Path) -> None:
 
     voxels = np.arange(40 * 16 * 16, dtype=np.int16).reshape(40, 16, 16)
     image = Counting(stored(tmp_path / "a", voxels))
-    window = InputWindow(image, Box((0, 0, 0), (40, 16, 16)), 16, [IDENTITY], "zero")
+    window = window_of(image, Box((0, 0, 0), (40, 16, 16)), 16, [IDENTITY], "zero")
     for z in (0, 8, 16, 24):
         for y in (0, 8):
             tile = Box((z, y, 0), (z + 16, y + 8, 16))
@@ -115,10 +124,10 @@ def test_each_chunk_of_a_plain_image_is_decoded_once(tmp_path: Path) -> None:
 
 def test_only_what_the_region_needs_is_held(tmp_path: Path) -> None:
     image = stored(tmp_path / "a", np.ones((64, 64, 64), np.uint8))
-    window = InputWindow(image, Box((0, 16, 40), (64, 32, 56)), 8, [IDENTITY], "zero")
+    window = window_of(image, Box((0, 16, 40), (64, 32, 56)), 8, [IDENTITY], "zero")
     for z in (0, 4, 40, 56):
         assert window.tile(Box((z, 16, 40), (z + 8, 32, 56))).all()
-        assert window.raw.shape == (1, 8, 16, 16)
+        assert window.rows.raw.shape == (1, 8, 16, 16)
 
 
 def _garbage(path: Path) -> None:
@@ -140,7 +149,7 @@ def test_a_damaged_chunk_is_a_storage_failure(tmp_path: Path, damage: object) ->
     voxels = np.random.default_rng(0).integers(0, 255, (16, 32, 32)).astype(np.int16)
     image = stored(tmp_path / "a", voxels)
     damage(tmp_path / "a" / "c" / "1" / "0" / "1")  # type: ignore[operator]
-    window = InputWindow(image, Box((0, 0, 0), (16, 32, 32)), 8, [IDENTITY], "zero")
+    window = window_of(image, Box((0, 0, 0), (16, 32, 32)), 8, [IDENTITY], "zero")
     assert np.array_equal(window.tile(Box((0, 0, 0), (8, 32, 32)))[0], voxels[:8])
     with pytest.raises(StudyError) as caught:
         window.tile(Box((8, 0, 0), (16, 32, 32)))
