@@ -74,8 +74,8 @@ def feed(blocks: int, studies: int, workers: int, per_work: int, *, durable: boo
     from pipeline.api import run_blocks
     from pipeline.engine import peak_rss
     from pipeline.job import make_job
+    from pipeline.method import resolve_method
     from pipeline.sources import Found, Study
-    from pipeline.start import resolve_method
 
     each = blocks // studies
     with tempfile.TemporaryDirectory(prefix="mmb-") as folder:

@@ -83,8 +83,9 @@ def engine_of(job: Job) -> EngineFactory:
 
 def plan_command(settings: dict[str, Any], *, as_json: bool) -> int:
     """Plan each study from its header, after one tile has run on the engine. 1 if one cannot be planned."""
-    from pipeline.prepare import measure, plan_only
-    from pipeline.start import find, resolve_method
+    from pipeline.method import resolve_method
+    from pipeline.start import find
+    from pipeline.study_plan import measure, plan_only
 
     job = make_job(settings)
     method, found = resolve_method(job), find(job)

@@ -40,8 +40,8 @@ def show_command(name: str) -> None:
 def check_command(path: str) -> None:
     """Load a model and run one tile of it; raises what is wrong, in one line."""
     from pipeline.engine import SerialEngine
-    from pipeline.prepare import baseline_of, measure
-    from pipeline.start import resolve_method
+    from pipeline.method import resolve_method
+    from pipeline.study_plan import baseline_of, measure
 
     method = resolve_method(make_job({"inputs": ["-"], "model": path, "engine": "serial"}))
     with SerialEngine(method.spec) as engine:

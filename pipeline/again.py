@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from . import ledger
 from .engine import Kind
 from .errors import StudyError
-from .prepare import measure
 from .progress import Progress
+from .study_plan import measure
 
 if TYPE_CHECKING:
     from segmodels.runtime import Runtime

@@ -12,13 +12,14 @@ from .engine import Engine, SerialEngine, WorkerSpec, keep_few_arenas
 from .errors import StudyError, UsageError
 from .job import Job, make_job
 from .logs import run_log
+from .method import resolve_method
 from .planning import Plan
-from .prepare import Baselines, measure, plan_only
 from .progress import Progress
 from .references import References
 from .run import Run
 from .sources import Found
-from .start import claim_out, find, memory_budget, resolve_method
+from .start import claim_out, find, memory_budget
+from .study_plan import Baselines, measure, plan_only
 from .summary import Summary, finish, write_run
 
 EngineFactory = Callable[[WorkerSpec], Engine]

@@ -21,11 +21,13 @@ from .errors import Interrupted, StudyError, UsageError
 from .ingest import image_url
 from .job import Job
 from .logs import LastLines
-from .prepare import Baselines, plan_blocks, take_in, tiles_of
+from .method import Method
+from .prepare import plan_blocks, take_in
 from .progress import Progress
 from .sources import Found, Study
 from .sources.names import study_name
-from .start import Method, new_run_id
+from .start import new_run_id
+from .study_plan import Baselines, tiles_of
 
 if TYPE_CHECKING:
     from segmodels.runtime import Runtime

@@ -12,7 +12,7 @@ from pipeline import ome
 from pipeline.api import run_blocks, start_run
 from pipeline.engine import Failure, Receipt, SerialEngine, Work
 from pipeline.job import make_job
-from pipeline.prepare import plan_shape
+from pipeline.study_plan import plan_shape
 
 
 def main(settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from block_helpers import card_facts, grid_over, random_network
 import segmodels
 from pipeline.errors import StudyError, UsageError
 from pipeline.job import make_job
-from pipeline.start import resolve_method
+from pipeline.method import resolve_method
 from pipeline.tiling import Tiling
 
 

@@ -284,7 +284,8 @@ def test_two_models_may_not_share_an_out(top: Path) -> None:
 CLAIM = """
 import sys
 from pipeline.job import make_job
-from pipeline.start import claim_out, find, resolve_method
+from pipeline.start import claim_out, find
+from pipeline.method import resolve_method
 job = make_job({"inputs": [sys.argv[1]], "model": "kmeans", "out": sys.argv[2], "classes": 3})
 claim_out(job, resolve_method(job), find(job))
 print("at work", flush=True)
