@@ -50,6 +50,9 @@ Mirroring = Annotated[
     typer.Option("--mirroring/--no-mirroring", help="average over flips along the card's mirror_axes; default: yes"),
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")]
+Backend = Annotated[
+    str | None, typer.Option(help="torch, inductor, openvino or auto: the fastest that `tune` measured")
+]
 Fallback = Annotated[str | None, typer.Option(help="cpu: what a GPU has no memory for is made on the CPU")]
 Limit = Annotated[int | None, typer.Option(help="only the first N studies")]
 Classes = Annotated[int | None, typer.Option(help="clusters of kmeans")]
@@ -80,6 +83,7 @@ def segment(
     tile: Tile = None,
     mirroring: Mirroring = None,
     precision: Precision = None,
+    backend: Backend = None,
     fallback: Fallback = None,
     formats: Annotated[str | None, typer.Option(help="comma-separated; default: nifti")] = None,
     images: Annotated[str | None, typer.Option(help="copy (default), or link OME-Zarr inputs")] = None,
@@ -116,6 +120,7 @@ def plan(
     tile: Tile = None,
     mirroring: Mirroring = None,
     precision: Precision = None,
+    backend: Backend = None,
     limit: Limit = None,
     classes: Classes = None,
     volume: Volume = None,
@@ -126,6 +131,14 @@ def plan(
     from .main_job import plan_command
 
     raise typer.Exit(plan_command(settings, as_json=as_json))
+
+
+@app.command()
+def tune(as_json: Json = False) -> None:
+    """Measure once what is fast on this machine; `--precision auto`, `--backend auto` and `--threads` read it."""
+    from .tune import tune_command
+
+    raise typer.Exit(tune_command(as_json=as_json))
 
 
 @app.command()

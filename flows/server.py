@@ -134,9 +134,9 @@ def _lock(folder: Path) -> int | None:
 def _template(home: Path | None) -> Path:
     """Where the migrated database of this user and Prefect version is kept."""
     if home is None:
-        from pipeline import ledger
+        from segmodels.home import home as users_home
 
-        home = ledger.home()
+        home = users_home()
     folder = home / "prefect" / version("prefect")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / DATABASE

@@ -53,6 +53,7 @@ class Job(BaseModel):
     tile: tuple[int, ...] | None = Field(None, description="voxels along z,y,x; default: the card's")
     mirroring: bool | None = Field(None, description="average over flips along the card's mirror_axes; default: yes")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    backend: Literal["auto", "torch", "inductor", "openvino"] = "auto"
     fallback: Literal["none", "cpu"] = Field("none", description="cpu: what a GPU has no memory for is made on the CPU")
     formats: tuple[str, ...] = ("nifti",)
     images: Literal["copy", "link"] = "copy"

@@ -20,8 +20,9 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from segmodels.home import home
 
 from . import store
 from .grid import Triple
@@ -36,13 +37,6 @@ def study_key(content: str, model_hash: str, settings: Mapping[str, Any]) -> str
     """Hash of a study's content, the model's hash and the settings that change the answer (24 hex digits)."""
     text = json.dumps([content, model_hash, dict(sorted(settings.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-def home() -> Path:
-    """The folder of what belongs to this user and machine: MASKMILL_HOME, else ~/.local/share/maskmill (0700)."""
-    path = Path(os.environ.get("MASKMILL_HOME") or Path.home() / ".local/share/maskmill")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
 
 
 def location_key(location: str) -> str:

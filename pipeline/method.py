@@ -79,7 +79,7 @@ def resolve_method(job: Job) -> Method:
             raise UsageError(f"--classes is for kmeans; the model {job.model} has its own")
         model = segmodels.load(job.model, classes=job.classes)
         _check_supported(model)
-        runtime = resolve_runtime(model, precision=job.precision, threads=job.threads)
+        runtime = resolve_runtime(model, backend=job.backend, precision=job.precision, threads=job.threads)
         mirroring = _mirroring(job, model.card)
         predictor = make_predictor(model, runtime, mirroring=mirroring)
     except ModelError as error:

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmodels.backends import runner
 from segmodels.errors import ModelError
 
 if TYPE_CHECKING:
     from segmodels.folder import Model
     from segmodels.network import Network
     from segmodels.runtime import Runtime
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Statistics(Protocol):
@@ -53,8 +52,6 @@ def make_predictor(model: Model, runtime: Runtime, *, mirroring: bool = True) ->
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("the runtime was resolved for a GPU (cuda) and this process sees none")
-    if runtime.backend != "torch":
-        raise ModelError(f"the backend {runtime.backend!r} is not built in; there is: torch")
     if model.network is None:
         from segmodels.kmeans import KMeans
 
@@ -84,11 +81,12 @@ class NetworkPredictor:
         self.runtime = runtime
         self.flips, self.activation = flips(mirrored), activation
         self.device = torch.device(runtime.device)
-        self.network = network.to(self.device).eval()
+        network = network.to(self.device).eval()
+        self.members = [runner(member, runtime) for member in network.parts]
         self.channels, self.classes, self.dims = network.in_channels, network.classes, network.dims
         m = network.margin
         self.margin = (0, m, m) if self.dims == 2 else (m, m, m)
-        self.disagreement = len(self.flips) * len(self.network.parts) > 1
+        self.disagreement = len(self.flips) * len(self.members) > 1
         set_threads(runtime.threads)
 
     def fit(self, statistics: Statistics) -> NetworkPredictor:
@@ -105,11 +103,9 @@ class NetworkPredictor:
         full = tiles.to(self.device, torch.float32)
         if n < self.runtime.batch:
             full = torch.cat([full, full.new_zeros(self.runtime.batch - n, *full.shape[1:])])
-        dtype = _AUTOCAST.get(self.runtime.precision)
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             answers = self._answers(full)
             return (self._consensus(answers) if self.disagreement else next(answers))[:n]
@@ -120,8 +116,8 @@ class NetworkPredictor:
             seen = tiles.flip(flip) if flip else tiles
             # One memory layout whatever view came in: kernels are chosen by it.
             seen = (seen.squeeze(2) if self.dims == 2 else seen).contiguous()
-            for member in self.network.parts:
-                logits = member(seen).float()
+            for member in self.members:
+                logits = member(seen)
                 logits = logits.unsqueeze(2) if self.dims == 2 else logits
                 yield logits.flip(flip) if flip else logits
 

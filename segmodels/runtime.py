@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import platform
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segmodels import tuning
 from segmodels.errors import ModelError, nearest, shorten
 
 if TYPE_CHECKING:
     from segmodels.folder import Model
+
+logger = logging.getLogger("maskmill")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -21,8 +27,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 class Runtime:
     """Under one runtime labels are bit-identical for any blocks, workers, engine, order, crash or resume.
 
-    device: "cpu" or "cuda". backend: "torch". precision: "fp32", "bf16" or "fp16", never "auto". threads: per
-    worker. batch: tiles per call; a short batch is padded to it, because the sums of a convolution change
+    device: "cpu" or "cuda". backend: one of `segmodels.backends`. precision: "fp32", "bf16" or "fp16", never "auto".
+    threads: per worker. batch: tiles per call; a short batch is padded to it, because the sums of a convolution change
     with the batch. versions: (name, version) pairs, sorted, of what computes.
     """
 
@@ -59,43 +65,63 @@ class Runtime:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """What `precision` means on `device` ("cpu" or "cuda"), and nothing else enters.
-
-    Auto is fp32 on both for now: the precision that models are trained and judged in.
-    """
-    if precision not in PRECISIONS:
-        raise ModelError(
-            f"precision {shorten(precision)} is unknown.{nearest(precision, PRECISIONS)} "
-            f"There are: {', '.join(PRECISIONS)}"
-        )
-    return "fp32" if precision == "auto" else precision
-
-
 def resolve_runtime(
-    model: Model, *, precision: str = "auto", threads: int | None = None, batch: int | None = None
+    model: Model,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> Runtime:
     """The runtime on this machine: cuda if there is one, else cpu.
 
-    threads: default all cores this process may use. batch: default 1 on the CPU, 4 on a GPU. A model
-    without a network compares and never rounds, so its precision is always fp32. Raises ModelError for a
-    value out of range.
+    What is left open (backend and precision "auto", threads None) is the fastest that `maskmill tune` measured on this
+    machine for networks of these dimensions and for what is given; without a table it is plain torch, fp32, all cores
+    this process may use. batch: default 1 on the CPU, 4 on a GPU. A model without a network compares and never rounds:
+    its backend is torch, its precision fp32. Raises ModelError for a value out of range, and for a backend that this
+    machine lacks.
     """
     import torch
 
+    from segmodels.backends import BACKENDS, missing
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = resolve_precision(precision, device)
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("backend", backend, ("auto", *BACKENDS))
     for name, value in (("threads", threads), ("batch", batch)):
         if value is not None and (type(value) is not int or not 1 <= value <= 4096):
             raise ModelError(f"{name} must be a whole number from 1 to 4096, got {shorten(value)}")
+    if backend != "auto" and (lack := missing(backend, device)):
+        raise ModelError(f"the backend {backend} lacks {lack}")
+    if model.network is None:
+        backend, precision = "torch", "fp32"
+    else:
+        rows = [row for row in tuning.read(machine(device)) if missing(row.backend, device) is None]
+        found = tuning.choose(
+            rows, model.network.dims, backend=_given(backend), precision=_given(precision), threads=threads
+        )
+        if found is not None:
+            backend, precision, threads = found.backend, found.precision, found.threads
+    backend, precision = _given(backend) or "torch", _given(precision) or "fp32"
     return Runtime(
         device=device,
-        backend="torch",
-        precision=resolved if model.network is not None else "fp32",
+        backend=backend,
+        precision=precision,
         threads=threads or usable_cores(),
         batch=batch or (4 if device == "cuda" else 1),
-        versions=versions_of(device),
+        versions=versions_of(device, backend),
     )
+
+
+def _given(choice: str) -> str | None:
+    return None if choice == "auto" else choice
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ModelError(
+            f"{name} {shorten(value)} is unknown.{nearest(value, choices)} There are: {', '.join(choices)}"
+        )
 
 
 def frugal(runtime: Runtime, *, cpu: bool) -> Runtime | None:
@@ -108,18 +134,25 @@ def frugal(runtime: Runtime, *, cpu: bool) -> Runtime | None:
     if runtime.device == "cpu" or not cpu:
         return None
     precision = "fp32" if runtime.precision == "fp16" else runtime.precision
-    return replace(runtime, device="cpu", precision=precision, versions=versions_of("cpu"))
+    return replace(runtime, device="cpu", backend="torch", precision=precision, versions=versions_of("cpu"))
 
 
 def runtime_here(wanted: Runtime, model: Model) -> Runtime:
     """`wanted`, which may be of another machine, as this machine would compute it.
 
-    Precision and threads stay; device, instruction set and versions are this machine's. The batch stays on the same
-    kind of device and is the default of another.
+    Precision and threads stay; device, instruction set and versions are this machine's. So is the backend where this
+    machine has what it takes; else it is torch, and a warning says so. The batch stays on the same kind of device and
+    is the default of another.
     """
-    device = resolve_runtime(model).device
+    from segmodels.backends import missing
+
+    device = resolve_runtime(model, backend="torch").device
     batch = wanted.batch if device == wanted.device else None
-    return resolve_runtime(model, precision=wanted.precision, threads=wanted.threads, batch=batch)
+    backend = wanted.backend
+    if lack := missing(backend, device):
+        logger.warning("this machine lacks %s, so torch runs the network here, which is slower", lack)
+        backend = "torch"
+    return resolve_runtime(model, backend=backend, precision=wanted.precision, threads=wanted.threads, batch=batch)
 
 
 def usable_cores() -> int:
@@ -129,11 +162,32 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def versions_of(device: str) -> tuple[tuple[str, str], ...]:
+def machine(device: str) -> dict[str, str]:
+    """What a table of `maskmill tune` is good for: this machine's device and the versions that are installed."""
+    import torch
+
+    found = {"torch": torch.__version__, "cores": str(usable_cores())}
+    if device == "cuda":
+        return found | {"gpu": torch.cuda.get_device_name()}
+    return found | {"cpu": torch.backends.cpu.get_cpu_capability(), "model": cpu_model()}
+
+
+def cpu_model() -> str:
+    """The CPU's name as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def versions_of(device: str, backend: str = "torch") -> tuple[tuple[str, str], ...]:
     """The versions in a runtime of this machine on `device`."""
     import torch
 
-    found = {"torch": torch.__version__, "maskmill": _maskmill_version()}
+    from segmodels.backends import versions
+
+    found = {"torch": torch.__version__, "maskmill": _maskmill_version(), **versions(backend, device)}
     if device == "cuda":
         found["cuda"] = str(torch.version.cuda)
         found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]

@@ -76,7 +76,7 @@ def measure_calibration(
     from segmodels.runtime import resolve_runtime
 
     loaded = segmodels.load(model)
-    predictor = make_predictor(loaded, resolve_runtime(loaded, threads=threads))
+    predictor = make_predictor(loaded, resolve_runtime(loaded, backend="torch", precision="fp32", threads=threads))
 
     def sums() -> Iterator[CalibrationSums]:
         for image, labels in validation_tiles(job, cases, CALIBRATION_TILES):
