@@ -46,7 +46,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+SLOW = ("docs/training.md",)  # it trains
+
+
+@pytest.mark.parametrize(
+    "document", [pytest.param(one, marks=pytest.mark.slow) if one in SLOW else one for one in DOCUMENTS]
+)
 def test_what_the_documents_say_to_type_works(document: str, folder: Path) -> None:
     ran = 0
     for words, body in blocks(document):

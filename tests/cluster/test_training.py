@@ -46,6 +46,7 @@ def prepared(folder: Path, **changes: Any) -> tuple[TrainJob, Preparation]:
     return job, prepare_cases(job, folder / "model", NEVER)
 
 
+@pytest.mark.slow
 def test_members_that_find_no_core_wait_for_the_others(one_core: str, tmp_path: Path) -> None:
     job, preparation = prepared(tmp_path, steps=3)
     train_on_ray(job.model_copy(update={"address": one_core}), tmp_path / "model", preparation, 1, NEVER, unseen)

@@ -38,7 +38,7 @@ def test_plan_says_what_segment_then_does(top: Path, command: Command) -> None:
     assert said.code == 0
     plans = {p.pop("study"): p for p in said.json["studies"]}
     assert set(plans) == {"long", "short"}
-    fields = ["shape", "tiles", "tile_runs", "blocks", "waste", "host_bytes", "device_bytes", "seconds"]
+    fields = ["shape", "lattice", "tiles", "tile_runs", "blocks", "waste", "host_bytes", "device_bytes", "seconds"]
     assert all(list(plan) == fields for plan in plans.values())
     assert fingerprint(top / "in") == before
 
@@ -56,7 +56,7 @@ def test_plan_says_what_segment_then_does(top: Path, command: Command) -> None:
         assert plan["waste"] == pytest.approx(plan["tile_runs"] / plan["tiles"] - 1)
         assert studies[study]["peak_rss_bytes"] <= 1.5 * plan["host_bytes"]  # this process has other things loaded
         assert 0 < plan["seconds"] < 60
-    assert plans["long"]["shape"] == [150, 24, 20]
+    assert plans["long"]["shape"] == plans["long"]["lattice"] == [150, 24, 20]
     assert plans["long"]["tiles"] == 18 * 2 * 2
     assert summary.blocks_computed == sum(plan["blocks"] for plan in plans.values())
 

@@ -72,6 +72,7 @@ def test_a_model_folder_comes_out(balls: Path, tmp_path: Path, engine: str) -> N
     assert "another job" in other.err
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_trainings_go_on_and_end_with_the_same_weights(
     balls: Path, tmp_path: Path, temporary: Path
 ) -> None:

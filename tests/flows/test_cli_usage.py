@@ -218,7 +218,8 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no_json": (_cut_card, "card.json"),
     "no_weights": (lambda folder: _weights(folder).unlink(), "weights.safetensors"),
     "for_clips": (_edit(axes="tyx"), "tyx"),
-    "resampled": (_edit(spacing_mm=[1.0, 1.0, 1.0]), "as they are stored"),
+    "spacing": (_edit(spacing_mm=[1.0, 0.0, 1.0]), "spacing_mm.1"),
+    "orientation": (_edit(orientation="RAR"), "orientation"),
 }
 
 

@@ -153,10 +153,10 @@ def test_a_study_stored_another_way_has_the_same_labels(tmp_path: Path) -> None:
 def test_any_partition_has_the_same_bits(tmp_path: Path) -> None:
     network = random_network("resunet", dims=3, classes=4, widths=[4, 8])
     model = model_of(network, tile=list(WINDOW), orientation="LPS", spacing_mm=[1.3, 0.8, 0.9])
-    voxels = noise((37, 41, 26))
-    lattice = lattice_of((37, 41, 26), affine_of((1.0, 1.0, 1.0), "ARI"), model.card)
+    voxels = noise((25, 29, 18))
+    lattice = lattice_of((25, 29, 18), affine_of((1.0, 1.0, 1.0), "ARI"), model.card)
     whole = segmented(tmp_path / "whole", voxels, model, lattice, (1, 1, 1))
     assert len(np.unique(whole)) >= 3
-    for parts in itertools.product((1, 2, 5), (1, 3), (1, 4)):
+    for parts in itertools.product((1, 2, 4), (1, 3), (1, 3)):
         found = segmented(tmp_path / "-".join(map(str, parts)), voxels, model, lattice, parts)
         assert np.array_equal(found, whole), parts
