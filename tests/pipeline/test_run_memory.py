@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segmodels.predictor import NetworkPredictor
 
 SHAPE = (150, 150, 80)  # x, y, z: two by two by two label shards
 SHARDS = 8
+SMALL = (20, 20, 12)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,29 @@ def test_what_fits_in_no_way_fails_with_the_cause(tmp_path: Path, model: Path, m
     assert set(asked) == {4, 2, 1}
     monkeypatch.undo()
     assert run(tmp_path, model).exit_code == 0
+
+
+def test_the_cpu_makes_what_a_gpu_has_no_memory_for_if_asked_to(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, four_at_once: Callable[[int], None]
+) -> None:
+    """A GPU for a while: torch takes "cpu:0" for the CPU, and we for another device."""
+    scan(tmp_path / "in/a.nii.gz", 1, SMALL)
+    four_at_once(1)
+    assert run(tmp_path, model, "alone").exit_code == 0
+    resolve, predict = segmodels.runtime.resolve_runtime, NetworkPredictor.predict
+
+    def limited(self: NetworkPredictor, given: torch.Tensor) -> torch.Tensor:
+        if given.any() and self.runtime.device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return predict(self, given)
+
+    monkeypatch.setattr(segmodels.runtime, "resolve_runtime", lambda *a, **o: replace(resolve(*a, **o), device="cpu:0"))
+    monkeypatch.setattr(NetworkPredictor, "predict", limited)
+    assert [e["cause"] for e in run(tmp_path, model).studies] == ["memory"]
+    ended = run(tmp_path, model, fallback="cpu")
+    assert ended.exit_code == 0, ended.studies
+    assert plan_of(tmp_path / "out")["runtime"] == plan_of(tmp_path / "alone")["runtime"]
+    assert mask_bytes(tmp_path / "out", "a") == mask_bytes(tmp_path / "alone", "a")
 
 
 def test_the_cpu_is_taken_only_if_asked_for() -> None:
