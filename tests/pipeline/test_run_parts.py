@@ -15,6 +15,7 @@ from scans import label_array, leftovers, mask_bytes, scan, table
 import pipeline
 from pipeline.errors import UsageError
 from pipeline.job import make_job
+from pipeline.ledger import failures
 from pipeline.start import find
 
 PARTS = 3
@@ -82,6 +83,15 @@ def test_a_part_without_a_study_is_no_error(top: Path) -> None:
     empty = next(part for part in range(1, 100) if not studies_of(top, part, 99))
     ended = pipeline.segment(top / "in", "kmeans", top / "out", part=f"{empty}/99", threads=1)
     assert (ended.exit_code, ended.studies) == (0, [])
+
+
+def test_an_input_that_is_no_study_stands_as_failed_whoever_ends_last(top: Path) -> None:
+    """It falls to one part; the other must not take its failure for one that was mended."""
+    inputs = [top / "in/s0.nii.gz", top / "in/s1.nii.gz", top / "nothing.nii.gz"]
+    for parts in (("1/2", "2/2"), ("1/2",)):
+        for part in parts:
+            pipeline.segment(inputs, "kmeans", top / "out", part=part, threads=1)
+        assert [record["study"] for record in failures(str(top / "out")).values()] == ["nothing"]
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5", ""])
