@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import numpy as np
+import zarr
 from scans import (
     Ended,
     label_array,
@@ -115,6 +117,24 @@ def check_results(work: Work) -> None:
     assert leftovers(work.out) == []
     assert list(work.temporary.iterdir()) == []
     assert work.processes() == []
+
+
+def check_shown(work: Work) -> None:
+    """What readers of OUT see after a kill is whole: images, label images with their pyramids, masks."""
+    images = sorted(path for path in work.out.glob("images/[!.]*"))
+    assert {path.name for path in images} <= {f"{study}.ome.zarr" for study in work.studies}
+    for image in images:
+        whole = work.undisturbed / "images" / image.name
+        listing = image / "labels/zarr.json"
+        listed = json.loads(listing.read_text())["attributes"]["ome"]["labels"] if listing.exists() else []
+        for group in ("", *(f"labels/{name}" for name in listed)):
+            shown = json.loads((image / group / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
+            for level in shown[0]["datasets"]:
+                path = f"{group}/{level['path']}".lstrip("/")
+                np.testing.assert_array_equal(zarr.open_array(image / path)[...], zarr.open_array(whole / path)[...])
+    for mask in work.out.glob("masks/[!.]*"):
+        study = mask.name.removesuffix(".nii.gz")
+        assert mask_bytes(work.out, study) == mask_bytes(work.undisturbed, study)
 
 
 def check_study(work: Work, study: str) -> None:

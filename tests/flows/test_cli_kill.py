@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SHARDS, Work, check_kept, check_results, prepare, short_folder
+from commands import SHARDS, Work, check_kept, check_results, check_shown, prepare, short_folder
 from scans import kill, leftovers, markers, maskmill, scan, start, until, wait
 
 pytestmark = pytest.mark.timeout(600)
@@ -199,6 +199,7 @@ def test_a_driver_killed_at_a_moment(moment: str, work: Work) -> None:
     driver = work.start("--engine", "serial")
     until(lambda: list(work.out.glob(moment)), pause=0.0005)
     kill(driver)
+    check_shown(work)
     done = markers(work.out)
     ended = work.run("--engine", "serial")
     assert (ended.code, ended.json["published"]) == (0, 2)
