@@ -16,6 +16,7 @@ from engine_runs import failures, indices, on_the_same_ray, outcomes, works
 from engine_workers import ONE_KIND, Spec, Task, begun
 
 from cluster.engine import RayEngine
+from cluster.member import Job, Member
 from pipeline.engine import Receipt
 from pipeline.errors import StudyError, UsageError
 
@@ -62,13 +63,25 @@ def test_workers_run_with_the_threads_that_were_asked_for(engine: RayEngine) -> 
     assert b"OPENBLAS_NUM_THREADS=1" in variables
 
 
-def test_a_block_that_kills_its_worker_fails_alone(engine: RayEngine, tmp_path: Path) -> None:
+def test_a_block_that_kills_its_worker_fails_alone(
+    engine: RayEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give, given = engine._pool.give, list[tuple[int, list[int]]]()
+
+    def watched(member: Member, job: Job) -> bool:
+        given.append((job.tasks[0].index, [other.tasks[0].index for _, other in member.flying]))
+        return give(member, job)
+
+    monkeypatch.setattr(engine._pool, "give", watched)
     found = outcomes(engine, works(30, folder=tmp_path, at=3, do="die"))
     assert indices(found) == list(range(30))
     (failure,) = failures(found)
     assert (failure.index, failure.cause, failure.attempts) == (3, "crash", 3)
     assert "the worker died" in failure.message
     assert begun(tmp_path, "study-3") in (3, 4)  # a death may first look like that of the block before
+    again = [place for place, (index, _) in enumerate(given) if index == 3][1]
+    assert all(not before for index, before in given[again:] if index == 3), "tried again behind another block"
+    assert all(3 not in before for _, before in given[again:]), "another block was put behind it"
 
 
 def test_a_worker_that_ends_itself_says_why(engine: RayEngine) -> None:
