@@ -146,6 +146,7 @@ def test_a_stop_before_anything_began(number: signal.Signals, work: Work) -> Non
     driver.send_signal(number)
     ended = wait(driver, 10)
     assert (ended.code, ended.out) == (130, "")
+    assert ended.err.splitlines()[-1] == "maskmill: interrupted; run it again to go on"
     assert "Traceback" not in ended.err
 
 
