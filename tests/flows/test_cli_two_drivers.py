@@ -35,6 +35,8 @@ def test_two_drivers_that_start_at_once_give_one_right_result(work: Work) -> Non
     ends = [wait(driver) for driver in drivers]
     assert [(end.code, end.json["published"], end.json["failed"]) for end in ends] == [(0, 2, 0)] * 2, ends
     assert "Traceback" not in ends[0].err + ends[1].err
+    logs = [path.read_text() for path in work.out.glob("runs/*/log.jsonl")]
+    assert "".join(logs).count('"event": "published"') == len(STUDIES), "a study was published by both"
     check_results(work)
     check_results(other)
 
