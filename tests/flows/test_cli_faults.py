@@ -104,11 +104,14 @@ def test_a_sigterm_as_ray_starts(work: Work) -> None:
     """
     driver = work.start("--workers", 2)
     until(lambda: catches_aborts(driver.pid) or work.pids("ray::Shell"), pause=0.0005)
+    late = bool(work.pids("ray::Shell"))
     driver.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     driver.send_signal(signal.SIGSTOP)
     time.sleep(3)
     driver.send_signal(signal.SIGCONT)
+    until(lambda: driver.poll() is not None or (not late and work.pids("ray::Shell")), 60, 0.02)
+    assert driver.poll() is not None, "a worker was started, to load a model, after the command was asked to end"
     check_ended(work, driver)
 
 
