@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,15 +102,17 @@ class Grid:
 
     def touching(self, box: Box) -> tuple[Starts, Starts, Starts]:
         """Per axis, the origins of the tiles that answer for voxels of `box`."""
-        z, y, x = (
-            tuple(
-                start
-                for start, (begin, end) in zip(self.starts[axis], self.spans(axis), strict=True)
-                if begin < box.stop[axis] and end > box.start[axis]
-            )
-            for axis in range(3)
-        )
+        z, y, x = (self._along(axis, box.start[axis], box.stop[axis]) for axis in range(3))
         return z, y, x
+
+    def _along(self, axis: int, begin: int, end: int) -> Starts:
+        """The origins of the tiles along an axis that begin before `end` and end after `begin`: both rise with them."""
+        starts = self.starts[axis]
+        if self.cores is None:
+            return starts[bisect_right(starts, begin - self.tile[axis]) : bisect_left(starts, end)]
+        spans = self.cores[axis]
+        first, last = bisect_right(spans, begin, key=lambda span: span[1]), bisect_left(spans, end, key=lambda s: s[0])
+        return starts[first:last]
 
     def count(self, box: Box) -> int:
         return math.prod(len(axis) for axis in self.touching(box))
