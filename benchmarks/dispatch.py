@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 def runtime_of(batch: int) -> Any:
     from segmodels.runtime import Runtime
 
-    return Runtime("cpu", "torch", "fp32", batch, 1, ())
+    return Runtime("cpu", "torch", "fp32", threads=1, batch=batch, versions=())
 
 
 class EmptyWorker:

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,9 @@ class Runtime:
         chip = versions.get("gpu") or " ".join([self.device, *filter(None, [versions.get("cpu")])])
         return f"{chip}, {self.precision}, {self.threads} threads, {self.backend} {versions.get('torch', '')}".rstrip()
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """16 hex digits: equal for equal runtimes, in any process."""
+        """16 hex digits: equal for equal runtimes, in any process. Asked for several times a block."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
