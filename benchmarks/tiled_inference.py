@@ -1,27 +1,30 @@
-"""Ours against MONAI's `sliding_window_inference`: one phantom, one ResUNet, fp32, the same threads.
+"""Ours against MONAI's `sliding_window_inference`: one phantom, one ResUNet, the same threads.
 
-Runs alternate between the two, so that what else the machine does falls on both; the ratio is taken pair by pair.
-Each one's peak memory is measured in a process of its own.
+Sides: MONAI as it is (fp32), MONAI with our compiled network, ours in fp32, ours compiled. Runs alternate between them,
+so that what else the machine does falls on all; ratios are taken round by round. Each one's peak memory is measured in a
+process of its own, which is also the cold run: its first tile compiles, where nothing is kept yet.
 
-    python benchmarks/tiled_inference.py [--shape 160,160,160] [--tile 64,64,64] [--classes 3] [--rounds 5] ...
+    python benchmarks/tiled_inference.py [--shape 192,192,192] [--tile 64,64,64] [--classes 3] [--rounds 3] ...
 
-Two spans are timed. `blocks`: for MONAI from the normalised volume in memory to labels in memory; for us from the
+Three spans are timed. `blocks`: for MONAI from the normalised volume in memory to labels in memory; for us from the
 image on disk to label shards on disk, synced and marked. `all`: from NIfTI to NIfTI; for us this includes the OME-Zarr
-with its pyramid, the tables and the report page.
+with its pyramid, the tables and the report page. `bare`: the network alone on as many tiles, in a loop.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -77,18 +80,56 @@ def prepare(bench: Bench) -> None:
 # -------------------------------------------------------------------------------------------------------- the two sides
 
 
-def run_monai(bench: Bench) -> tuple[float, float, int]:
-    """(seconds of the blocks span, seconds of all, peak bytes) of a plain script around MONAI."""
+@dataclass(frozen=True)
+class Side:
+    """Who stitches, and how the network runs."""
+
+    ours: bool
+    backend: str = "torch"
+    precision: str = "fp32"
+
+
+SIDES = {
+    "MONAI": Side(ours=False),
+    "MONAI, openvino bf16": Side(ours=False, backend="openvino", precision="bf16"),
+    "maskmill": Side(ours=True),
+    "maskmill, inductor bf16": Side(ours=True, backend="inductor", precision="bf16"),
+    "maskmill, openvino bf16": Side(ours=True, backend="openvino", precision="bf16"),
+}
+
+
+@dataclass(frozen=True)
+class Took:
+    blocks: float
+    all: float
+    peak: int
+
+
+def network_of(bench: Bench, side: Side) -> Callable[[Any], Any]:
+    """The bench's network as one side runs it."""
+    import torch
+
+    import segmodels
+    from segmodels.backends import runner
+    from segmodels.runtime import Runtime, versions_of
+
+    torch.set_num_threads(bench.threads)
+    network = segmodels.load(bench.model).network
+    assert network is not None
+    versions = versions_of("cpu", side.backend)
+    return runner(network, Runtime("cpu", side.backend, side.precision, bench.threads, 1, versions))
+
+
+def run_monai(bench: Bench, side: Side, mask: Path) -> Took:
+    """A plain script around MONAI."""
     import nibabel as nib
     import torch
     from monai.inferers import sliding_window_inference
 
-    import segmodels
     from pipeline.engine import peak_rss, reset_peak_rss
 
-    torch.set_num_threads(bench.threads)
     began = time.perf_counter()
-    network = segmodels.load(bench.model).network
+    network = network_of(bench, side)
     scan = nib.load(bench.scan)
     voxels = np.asanyarray(scan.dataobj).T.astype(np.float32)
     image = torch.from_numpy((voxels - voxels.mean()) / voxels.std())[None, None]
@@ -99,59 +140,79 @@ def run_monai(bench: Bench) -> tuple[float, float, int]:
         logits = sliding_window_inference(image, bench.tile, 1, network, overlap=bench.overlap, mode="gaussian")
         labels = logits[0].argmax(0).to(torch.uint8).numpy()
     blocks, peak = time.perf_counter() - blocks, peak_rss()
-    nib.save(nib.Nifti1Image(labels.T, scan.affine), bench.folder / "monai.nii.gz")
-    return blocks, time.perf_counter() - began, peak
+    nib.save(nib.Nifti1Image(labels.T, scan.affine), mask)
+    return Took(blocks, time.perf_counter() - began, peak)
 
 
-def run_ours(bench: Bench) -> tuple[float, float, int]:
-    """The same of `pipeline.segment` with the serial engine, into an empty OUT."""
+def run_ours(bench: Bench, side: Side, mask: Path) -> Took:
+    """The same by `pipeline.segment` with the serial engine, into an empty OUT."""
     import csv
 
     import pipeline
 
     with tempfile.TemporaryDirectory(dir=bench.folder) as out:
         began = time.perf_counter()
-        summary = pipeline.segment(bench.scan, bench.model, out, threads=bench.threads, precision="fp32")
+        summary = pipeline.segment(
+            bench.scan, bench.model, out, threads=bench.threads, precision=side.precision, backend=side.backend
+        )
         everything = time.perf_counter() - began
         assert summary.published == 1, summary.studies
         with (Path(out) / "metrics" / "studies.csv").open() as file:
             (row,) = csv.DictReader(file)
-        (Path(out) / "masks" / "scan.nii.gz").rename(bench.folder / "ours.nii.gz")
-    return float(row["seconds_segment"]), everything, int(float(row["peak_rss_bytes"]))
+        (Path(out) / "masks" / "scan.nii.gz").rename(mask)
+    return Took(float(row["seconds_segment"]), everything, int(float(row["peak_rss_bytes"])))
 
 
-SIDES: dict[str, Callable[[Bench], tuple[float, float, int]]] = {"MONAI": run_monai, "maskmill": run_ours}
+def run(bench: Bench, name: str) -> Took:
+    side, mask = SIDES[name], bench.folder / f"{name.replace(' ', '_')}.nii.gz"
+    return (run_ours if side.ours else run_monai)(bench, side, mask)
+
+
+def run_bare(bench: Bench, name: str) -> float:
+    """Seconds that the network alone takes for as many tiles as the volume has, from the median of ten."""
+    import torch
+    from monai.inferers.utils import dense_patch_slices
+
+    steps = [max(1, int(t * (1 - bench.overlap))) for t in bench.tile]
+    tiles = len(dense_patch_slices(bench.shape, bench.tile, steps))
+    network, tile, seconds = network_of(bench, SIDES[name]), torch.randn(1, 1, *bench.tile), []
+    with torch.inference_mode():
+        network(tile)
+        for _ in range(10):
+            began = time.perf_counter()
+            network(tile)
+            seconds.append(time.perf_counter() - began)
+    return tiles * median(seconds)
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure_memory(bench: Bench, side: str) -> int:
-    """Peak resident bytes of one side's blocks span, in a process of its own."""
-    command = [sys.executable, __file__, "--only", side, *_arguments(bench)]
+def run_alone(bench: Bench, name: str) -> Took:
+    """One run in a process of its own."""
+    command = [sys.executable, __file__, "--only", name, *_arguments(bench)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
+    return Took(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_time(bench: Bench, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(blocks, all) seconds of each side, per round; the side that goes first changes from round to round."""
-    for run in SIDES.values():  # warm: imports, caches, thread pools
-        run(bench)
-    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+def measure_time(bench: Bench, names: list[str], rounds: int) -> dict[str, list[Took]]:
+    """What every side took, per round; the order turns round from round to round."""
+    took: dict[str, list[Took]] = {name: [] for name in names}
     for number in range(rounds):
-        for side in list(SIDES)[:: 1 if number % 2 == 0 else -1]:
-            blocks, everything, _ = SIDES[side](bench)
-            seconds[side].append((blocks, everything))
-            print(f"  round {number + 1}: {side:8} blocks {blocks:7.2f} s   all {everything:7.2f} s", file=sys.stderr)
-    return seconds
+        for name in names[:: 1 if number % 2 == 0 else -1]:
+            if number == 0:
+                run_bare(bench, name)  # warm: imports, compiled code, thread pools
+            took[name].append(one := run(bench, name))
+            print(f"  round {number + 1}: {name:24} blocks {one.blocks:7.2f} s   all {one.all:7.2f} s", file=sys.stderr)
+    return took
 
 
-def difference(bench: Bench) -> float:
-    """Share of the voxels whose label differs between the two masks."""
+def difference(bench: Bench, name: str) -> float:
+    """Share of the voxels whose label differs from MONAI's."""
     import nibabel as nib
 
-    ours, monai = (np.asanyarray(nib.load(bench.folder / f"{name}.nii.gz").dataobj) for name in ("ours", "monai"))
-    return float(np.mean(ours != monai))
+    masks = [np.asanyarray(nib.load(bench.folder / f"{n.replace(' ', '_')}.nii.gz").dataobj) for n in (name, "MONAI")]
+    return float(np.mean(masks[0] != masks[1]))
 
 
 def _arguments(bench: Bench) -> list[str]:
@@ -178,35 +239,37 @@ def main() -> None:
         return tuple(int(n) for n in text.split(","))
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=numbers, default=(160, 160, 160), help="z,y,x")
+    parser.add_argument("--shape", type=numbers, default=(192, 192, 192), help="z,y,x")
     parser.add_argument("--tile", type=numbers, default=(64, 64, 64), help="z,y,x")
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--widths", type=numbers, default=(16, 32, 64, 128))
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=list(SIDES), help=argparse.SUPPRESS)
     given = parser.parse_args()
     facts = (given.shape, given.tile, given.overlap, given.classes, given.widths, given.threads)
     if given.only:
-        print(json.dumps({"peak": SIDES[given.only](Bench(given.folder, *facts))[2]}))
+        print(json.dumps(asdict(run(Bench(given.folder, *facts), given.only))))
         return
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["MASKMILL_HOME"] = folder  # the first run of each compiles
         bench = Bench(Path(folder), *facts)
         prepare(bench)
         print(f"volume {bench.shape}, tile {bench.tile}, overlap {bench.overlap}, {bench.classes} classes, "
-              f"ResUNet {bench.widths}, fp32, {bench.threads} threads, {given.rounds} rounds")  # fmt: skip
-        peaks = {side: measure_memory(bench, side) for side in SIDES}
-        seconds = measure_time(bench, given.rounds)
-        for side, times in seconds.items():
-            blocks, everything = ([t[i] for t in times] for i in (0, 1))
-            print(f"{side:8}  blocks {_spread(blocks)} s   all {_spread(everything)} s   "
-                  f"peak {peaks[side] / 2**30:.2f} GiB")  # fmt: skip
-        for i, span in enumerate(("blocks", "all")):
-            pairs = zip(seconds["maskmill"], seconds["MONAI"], strict=True)
-            print(f"maskmill / MONAI, {span}: {_spread([ours[i] / theirs[i] for ours, theirs in pairs])}")
-        print(f"labels that differ: {difference(bench):.2e} of the voxels")
+              f"ResUNet {bench.widths}, {bench.threads} threads, {given.rounds} rounds")  # fmt: skip
+        alone = {name: run_alone(bench, name) for name in given.sides}
+        took = measure_time(bench, given.sides, given.rounds)
+        for name, rounds in took.items():
+            ratios = [theirs.all / ours.all for ours, theirs in zip(rounds, took[given.sides[0]], strict=True)]
+            print(
+                f"{name:24} blocks {_spread([t.blocks for t in rounds])} s   bare {run_bare(bench, name):.2f} s   "
+                f"all {_spread([t.all for t in rounds])} s, cold {alone[name].all:.2f} s   "
+                f"{_spread(ratios)} x {given.sides[0]}   peak {alone[name].peak / 2**30:.2f} GiB   "
+                f"labels that differ {difference(bench, name):.1e}"
+            )
 
 
 if __name__ == "__main__":

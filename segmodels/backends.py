@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -163,11 +164,20 @@ def _converted(network: Network, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Without the warnings that torch and OpenVINO give about what they themselves use."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        yield
+    """Without the warnings that torch and OpenVINO give about what they themselves use, in warnings and in the log."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.module != "fx_decoder"  # OpenVINO's: a traceback for every operation that it does without
+
+    root = logging.getLogger()
+    root.addFilter(of_others)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        root.removeFilter(of_others)
 
 
 def _kept(name: str) -> Path:

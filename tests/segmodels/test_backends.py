@@ -103,6 +103,7 @@ def test_every_process_gives_the_same_bits_with_and_without_a_cache(backend: str
             env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "MASKMILL_HOME": str(tmp_path / "home")},
         )  # fmt: skip
         assert ran.stdout.strip() == expected
+        assert ran.stderr == ""
     kept = tmp_path / "home/compiled" / backend
     assert any(kept.rglob("*"))
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
