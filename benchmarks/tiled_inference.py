@@ -1,8 +1,8 @@
 """Ours against MONAI's `sliding_window_inference`: one phantom, one ResUNet, the same threads.
 
 Sides: MONAI as it is (fp32), MONAI with our compiled network, ours in fp32, ours compiled. Runs alternate between them,
-so that what else the machine does falls on all; ratios are taken round by round. Each one's peak memory is measured in a
-process of its own, which is also the cold run: its first tile compiles, where nothing is kept yet.
+so that what else the machine does falls on all; ratios are taken round by round. Each one's peak memory is measured in
+a process of its own, which is also the cold run: its first tile compiles, where nothing is kept yet.
 
     python benchmarks/tiled_inference.py [--shape 192,192,192] [--tile 64,64,64] [--classes 3] [--rounds 3] ...
 
