@@ -103,8 +103,7 @@ def test_a_sigterm_as_ray_starts(work: Work) -> None:
     They set an alarm that aborts the process 3 s later: on a busy machine, or one that freezes, it still lives then.
     """
     driver = work.start("--workers", 2)
-    until(lambda: catches_aborts(driver.pid) or work.pids("ray::Shell"), pause=0.0005)
-    late = bool(work.pids("ray::Shell"))
+    late = until(lambda: catches_aborts(driver.pid) or work.pids("ray::Shell"), pause=0.0005) is not True
     driver.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     driver.send_signal(signal.SIGSTOP)
