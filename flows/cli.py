@@ -18,6 +18,10 @@ CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__
 
 INTERRUPTED = 130
 
+# numpy's BLAS takes a thread per core by default, beside those that --threads counts, and where the system refuses it
+# one it waits for that for ever (seen on a machine that had reached its limit of threads).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 app = typer.Typer(
     name="maskmill",
     help="Scans into masks and measurements, in bulk.",

@@ -149,8 +149,10 @@ def _moments_of_counts(values: np.ndarray, counts: np.ndarray) -> Moments:
     count = int(counts.sum())
     if count == 0:
         return Moments()
-    mean = float(values @ counts.astype(np.float64)) / count
-    return Moments(count, mean, float(np.square(values - mean) @ counts.astype(np.float64)))
+    # No dot product: BLAS splits it among as many threads as there are cores, and with them the rounding; and where the
+    # system refuses it a thread, OpenBLAS waits for that for ever.
+    mean = float(np.sum(values * counts)) / count
+    return Moments(count, mean, float(np.sum(np.square(values - mean) * counts)))
 
 
 def float_bins(values: np.ndarray) -> np.ndarray:

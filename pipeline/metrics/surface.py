@@ -177,5 +177,5 @@ def distances_mm(points: np.ndarray, others: np.ndarray, shape: Triple, affine: 
 def _positions_mm(points: np.ndarray, shape: Triple, affine: np.ndarray) -> np.ndarray:
     """(n, 3) positions but for where the image begins, which no distance depends on."""
     zyx = np.stack(np.unravel_index(points, shape), 1).astype(np.float64)
-    positions: np.ndarray = zyx @ affine[:3, 2::-1].T
+    positions: np.ndarray = np.einsum("ij,kj->ik", zyx, affine[:3, 2::-1])
     return positions
