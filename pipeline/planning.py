@@ -12,8 +12,8 @@ windows of d rows, C channels and K classes (P = H, p = h, ... where nothing is 
     raw rows       s C r h w           one row of chunks as stored (s bytes a voxel, r rows), and its decoding
     sums           4 (K + U) D P Q     float32, rolling; on the device
     into cells     4 C (26 p q + ...)  where resampled: the rows that one row of cells is made of, and one on its way
-    back to voxels 4 (K + U + 1) (4 P Q + H W) ...  three rows of means and one of voxels; on the device
-    half sums      6 (K + 1) H W       one row of sums in half precision, divided and in full
+    back to voxels 4 (K + U + 1) (4 P Q + 2 H W) ...  four rows of means and two of voxels; on the device
+    half sums      6 (K + 1) P Q       one row of sums in half precision, divided and in full
     uncertainty    U (32 H W + ...)    U measures of one row; a few lines of logits, 8 K W + 1 MiB
     labels         l S H W             one row of shards (S rows, l bytes a voxel)
     one shard      128 S H' W'         writing and measuring one shard, and what threads and heaps keep of it
@@ -134,7 +134,7 @@ def arrays_bytes(
     if lattice.resampled:
         host += needs.channels * (4 * TAPS[lattice.orders[0]] * p * q + 24 * p * q + 16 * p * w)
         rows = needs.classes + fields + 1
-        sums += 4 * (min(grid.tile[0], z.cells) + 4 * rows) * cells + 4 * rows * (pixels + 2 * x.voxels) + 16 * CHUNK
+        sums += 4 * (min(grid.tile[0], z.cells) + 4 * rows) * cells + 8 * rows * (pixels + x.voxels) + 16 * CHUNK
     return (host, sums) if needs.on_device else (host + sums, 0)
 
 

@@ -172,5 +172,6 @@ class VoxelRows:
 def _between(low: torch.Tensor, high: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
     if isinstance(share, float) and share == 0:
         return low
-    mixed: torch.Tensor = low * (1 - share) + high * share
+    mixed: torch.Tensor = low * (1 - share)
+    mixed += high * share  # in place: one row less at a time, and the same two roundings
     return mixed

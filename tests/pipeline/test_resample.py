@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from pipeline import ome
 from pipeline.grid import Box, Triple
 from pipeline.lattice import Lattice
 from pipeline.normalize import Affine
+from pipeline.planning import HEADROOM
 from pipeline.resample import ResampledRows, VoxelRows, axis_matrix
+from pipeline.uncertainty import CHUNK
 
 
 @given(source=st.integers(1, 80), target=st.integers(1, 80), seed=st.integers(0, 9))
@@ -111,3 +115,40 @@ def test_logits_come_back_as_scipy_interpolates_them(cells: Triple, nearest: tup
         if block.start == (0, 0, 0):
             whole = answer
         assert np.array_equal(answer, whole[(slice(None), *block.slices)]), "the same bits in any block"
+
+
+ROWS = """
+import sys, torch
+from pipeline.engine import peak_rss, reset_peak_rss
+from pipeline.grid import Box
+from pipeline.lattice import Lattice
+from pipeline.resample import VoxelRows
+
+def back(depth, cells, voxels, fields):
+    lattice = Lattice((6, voxels, voxels), (depth, cells, cells))
+    rows = VoxelRows(lattice, Box((0, 0, 0), lattice.voxels), "cpu")
+    sums, weights = torch.ones(1).expand(fields, cells, cells), torch.ones(cells, cells)
+    for cell_row in range(depth):
+        for _, row in rows.add(cell_row, sums / weights):
+            pass
+
+depth, cells, voxels, fields = map(int, sys.argv[1:])
+back(depth, 64, 48, fields)  # what torch loads for it
+reset_peak_rss()
+before = peak_rss()
+back(depth, cells, voxels, fields)
+print(peak_rss() - before)
+"""
+
+
+@pytest.mark.parametrize(("depth", "cells", "voxels"), [(12, 480, 48), (12, 480, 448), (6, 128, 448)])
+def test_rows_on_their_way_back_take_no_more_than_is_planned(depth: int, cells: int, voxels: int) -> None:
+    """Of the larger side a row is more than 32 MiB: what glibc always gives back as soon as it is free."""
+    fields = 46  # 44 classes, disagreement, weights
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", ROWS, *map(str, (depth, cells, voxels, fields))],
+        cwd=root, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    planned = 4 * (fields + 1) * (4 * cells**2 + 2 * voxels**2 + 2 * voxels) + 16 * CHUNK
+    assert int(ran.stdout) < HEADROOM * planned
