@@ -7,6 +7,7 @@ that this machine can do. `choose` is a pure function of it: no timing decides a
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,9 +71,27 @@ def read(machine: Mapping[str, str]) -> tuple[Row, ...]:
         table = json.loads(table_path().read_text())
         if table["format"] != FORMAT or table["machine"] != dict(machine):
             return ()
-        return tuple(Row(**row) for row in table["rows"])
+        rows = tuple(Row(**row) for row in table["rows"])
+        return rows if all(_makes_sense(row) for row in rows) else ()
     except (OSError, ValueError, KeyError, TypeError):
         return ()
+
+
+def _makes_sense(row: Row) -> bool:
+    """Whether a row could have been measured: who reads it sets threads and looks backends up by it."""
+    from segmodels.backends import BACKENDS, DTYPES
+
+    def positive(value: object, kinds: tuple[type, ...]) -> bool:
+        return type(value) in kinds and 0 < value < math.inf  # type: ignore[operator]  # numbers, by their kinds
+
+    return (
+        row.dims in STAND_INS
+        and row.backend in BACKENDS
+        and row.precision in DTYPES
+        and positive(row.threads, (int,))
+        and row.threads <= 4096
+        and (row.seconds is None or positive(row.seconds, (float, int)))
+    )
 
 
 def write(machine: Mapping[str, str], rows: Sequence[Row]) -> None:
@@ -128,7 +147,7 @@ def measure(
                 first, _ = _timed(predictor, tiles)
                 seconds, answer = min((_timed(predictor, tiles) for _ in range(3)), key=lambda pair: pair[0])
             except (ModelError, RuntimeError) as error:
-                yield Row(d, backend, precision, threads, None, note=str(error).splitlines()[0][:200])
+                yield Row(d, backend, precision, threads, None, note=(str(error) or type(error).__name__).splitlines()[0][:200])
                 continue
             reference = answer if reference is None else reference
             off = float((answer - reference).std() / reference.std())

@@ -94,6 +94,23 @@ def test_a_row_with_unknown_fields_does_not_count(at_home: Path) -> None:
     assert tuning.read(machine("cpu")) == ()
 
 
+@pytest.mark.parametrize("wrong", [
+    {"dims": 4}, {"backend": "foo"}, {"backend": None}, {"backend": ["torch"]}, {"backend": "auto"},
+    {"precision": "fp7"}, {"precision": "auto"}, {"threads": "2"}, {"threads": 0}, {"threads": -3},
+    {"threads": True}, {"threads": 10**6}, {"threads": 2.0}, {"seconds": "x"}, {"seconds": float("nan")},
+    {"seconds": 0}, {"seconds": -1.0}, {"seconds": True}, {"dims": [3]},
+])  # fmt: skip
+def test_a_table_with_a_row_that_nobody_measured_does_not_count(
+    at_home: Path, model: segmodels.Model, wrong: dict[str, object]
+) -> None:
+    tuning.write(machine("cpu"), ROWS)
+    table = json.loads(tuning.table_path().read_text())
+    table["rows"][0] |= wrong
+    tuning.table_path().write_text(json.dumps(table))
+    assert tuning.read(machine("cpu")) == ()
+    assert resolve_runtime(model).backend == "torch"
+
+
 def test_candidates_are_what_this_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("torch", "fp32", 8) in candidates("cpu", 8)
     assert ("torch", "fp32", 4) in candidates("cpu", 8)
