@@ -147,7 +147,8 @@ def measure(
                 first, _ = _timed(predictor, tiles)
                 seconds, answer = min((_timed(predictor, tiles) for _ in range(3)), key=lambda pair: pair[0])
             except (ModelError, RuntimeError) as error:
-                yield Row(d, backend, precision, threads, None, note=(str(error) or type(error).__name__).splitlines()[0][:200])
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                yield Row(d, backend, precision, threads, None, note=reason[:200])
                 continue
             reference = answer if reference is None else reference
             off = float((answer - reference).std() / reference.std())
