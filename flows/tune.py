@@ -14,7 +14,7 @@ def tune_command(*, as_json: bool) -> int:
 
     from segmodels import tuning
     from segmodels.backends import BACKENDS, missing
-    from segmodels.runtime import machine, usable_cores, versions_of
+    from segmodels.runtime import machine, usable_cores
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for backend in BACKENDS:
@@ -22,7 +22,7 @@ def tune_command(*, as_json: bool) -> int:
             print(f"not measured: {backend} lacks {lack}", file=sys.stderr)
     total = len(tuning.STAND_INS) * len(tuning.candidates(device, usable_cores()))
     began, rows = time.monotonic(), []
-    for row in tuning.measure(device, usable_cores(), versions_of):
+    for row in tuning.measure(device, usable_cores()):
         rows.append(row)
         left = (time.monotonic() - began) / len(rows) * (total - len(rows))
         took = row.note or f"{row.seconds:.3f} s a tile (the first one {row.first_seconds:.1f} s)"

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,17 @@ def _makes_sense(row: Row) -> bool:
     """Whether a row could have been measured: who reads it sets threads and looks backends up by it."""
     from segmodels.backends import BACKENDS, DTYPES
 
-    def positive(value: object, kinds: tuple[type, ...]) -> bool:
-        return type(value) in kinds and 0 < value < math.inf  # type: ignore[operator]  # numbers, by their kinds
+    def positive(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
     return (
         row.dims in STAND_INS
         and row.backend in BACKENDS
         and row.precision in DTYPES
-        and positive(row.threads, (int,))
+        and isinstance(row.threads, int)
+        and positive(row.threads)
         and row.threads <= 4096
-        and (row.seconds is None or positive(row.seconds, (float, int)))
+        and (row.seconds is None or positive(row.seconds))
     )
 
 
@@ -124,38 +125,35 @@ def candidates(device: str, cores: int) -> list[tuple[str, str, int]]:
     ]
 
 
-def measure(
-    device: str, cores: int, versions: Callable[[str, str], tuple[tuple[str, str], ...]], dims: Sequence[int] = (3, 2)
-) -> Iterator[Row]:
+def measure(device: str, cores: int) -> Iterator[Row]:
     """Try all candidates on the stand-ins, one row each as it is measured. Takes some minutes: most of it compiling."""
     import torch
 
     import segmodels
     from segmodels.predictor import NetworkPredictor
-    from segmodels.runtime import Runtime
+    from segmodels.runtime import Runtime, versions_of
 
-    for d in dims:
-        config, tile = STAND_INS[d]
+    for dims, (config, tile) in STAND_INS.items():
         tiles = torch.randn(1, 1, *tile, generator=torch.Generator().manual_seed(0))
         reference = None
         for backend, precision, threads in candidates(device, cores):
             torch.manual_seed(0)  # the same weights for all
             network = segmodels.create(**config)
-            runtime = Runtime(device, backend, precision, threads, 1, versions(device, backend))
+            runtime = Runtime(device, backend, precision, threads, 1, versions_of(device, backend))
             try:
                 predictor = NetworkPredictor(network, runtime)
                 first, _ = _timed(predictor, tiles)
                 seconds, answer = min((_timed(predictor, tiles) for _ in range(3)), key=lambda pair: pair[0])
             except (ModelError, RuntimeError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                yield Row(d, backend, precision, threads, None, note=reason[:200])
+                yield Row(dims, backend, precision, threads, None, note=reason[:200])
                 continue
             reference = answer if reference is None else reference
             off = float((answer - reference).std() / reference.std())
             if not off < FURTHEST_OFF:
-                yield Row(d, backend, precision, threads, None, note=f"its answer is {off:.1%} off")
+                yield Row(dims, backend, precision, threads, None, note=f"its answer is {off:.1%} off")
                 continue
-            yield Row(d, backend, precision, threads, round(seconds, 5), round(first, 3))
+            yield Row(dims, backend, precision, threads, round(seconds, 5), round(first, 3))
 
 
 def _timed(predictor: Any, tiles: Any) -> tuple[float, Any]:
