@@ -7,7 +7,8 @@ way back are turned into the network's order.
 Sizes and positions are nnU-Net's (Isensee et al. 2021, `compute_new_shape`, `resample_data_or_seg`): an axis of n
 voxels of s mm becomes round(n s / t) cells of about t mm, halves to the even one, that fill the same extent: cell i
 lies at voxel (i + 1/2) n / m - 1/2. If a study's largest voxel side is more than three times its smallest, its
-coarse axis takes the nearest voxel; if that holds for the cells, theirs takes the nearest logits.
+coarse axis takes the nearest voxel; if that holds for the cells, theirs takes the nearest logits. Where it holds for
+one of them only, the other follows; two axes that are equally coarse take none.
 """
 
 from __future__ import annotations
@@ -134,9 +135,7 @@ def lattice_of(shape: Triple, affine: Affine, card: Card) -> Lattice:
     wanted = [t or s for s, t in zip(spacing, view.stored(across + card.spacing_mm), strict=True)]
     _check_ratio(spacing, wanted, card.name)
     z, y, x = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, wanted, strict=True))
-    of_voxels, of_cells = _coarse_axis(spacing), _coarse_axis(wanted)
-    into = of_voxels if of_voxels is not None else of_cells
-    back = of_cells if of_cells is not None else of_voxels
+    into, back = _coarse_axis(spacing, wanted), _coarse_axis(wanted, spacing)
     order = card.resampling_order
     return Lattice(
         shape, (z, y, x), view,
@@ -168,8 +167,12 @@ def _check_ratio(spacing: Sequence[float], wanted: Sequence[float], name: str) -
         )
 
 
-def _coarse_axis(spacing: Sequence[float]) -> int | None:
-    """The one axis whose spacing is more than `ANISOTROPIC` times the smallest; None where there is none, or a tie."""
-    largest = max(spacing)
-    coarse = [axis for axis, s in enumerate(spacing) if s > largest * (1 - 1e-4)]  # headers round
-    return coarse[0] if len(coarse) == 1 and largest > ANISOTROPIC * min(spacing) else None
+def _coarse_axis(*spacings: Sequence[float]) -> int | None:
+    """The axis of the largest side in the first of these whose largest is more than `ANISOTROPIC` times its smallest;
+    None where there is none, or where two axes share that side: then the others are not asked."""
+    for spacing in spacings:
+        largest = max(spacing)
+        if largest > ANISOTROPIC * min(spacing):
+            coarse = [axis for axis, s in enumerate(spacing) if s > largest * (1 - 1e-4)]  # headers round
+            return coarse[0] if len(coarse) == 1 else None
+    return None

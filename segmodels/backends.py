@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("torch", "inductor", "openvino")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES_KEPT = 256  # shapes and members for which one process keeps compiled code
+SHAPES_KEPT = 256  # shapes, times members, for which one process keeps what inductor compiled; one more fails
 
 Run = Callable[[Tensor], Tensor]
 
@@ -115,7 +115,7 @@ def _inductor(network: Network, runtime: Runtime) -> Run:
     def run(tiles: Tensor) -> Tensor:
         if tiles.shape not in shapes:
             shapes.add(tiles.shape)
-            with _compiling():
+            with _compiling():  # the first run; those after it give no warnings
                 compiled(tiles.to(dtype).contiguous(memory_format=layout))
         logits = compiled(tiles.to(dtype).contiguous(memory_format=layout))
         return logits.float().contiguous()
@@ -138,13 +138,15 @@ def _openvino(network: Network, runtime: Runtime) -> Run:
         "ENABLE_CPU_PINNING": False,  # workers of one machine would all take the same cores
         "CACHE_DIR": str(_kept("openvino")),
     }
-    requests: dict[tuple[int, ...], Any] = {}
+    request, shape = None, None
 
     def run(tiles: Tensor) -> Tensor:
-        shape = tuple(tiles.shape)
-        if shape not in requests:
-            requests[shape] = core.compile_model(_converted(network, shape), "CPU", settings).create_infer_request()
-        answer = requests[shape].infer([tiles.contiguous().numpy()], share_inputs=True)
+        nonlocal request, shape
+        if tiles.shape != shape:
+            request, shape = None, None  # what another shape took is given back first: a plan knows of one
+            compiled = core.compile_model(_converted(network, tuple(tiles.shape)), "CPU", settings)
+            request, shape = compiled.create_infer_request(), tiles.shape
+        answer = request.infer([tiles.contiguous().numpy()], share_inputs=True)
         return torch.from_numpy(answer[0].copy())  # the request writes its next answer over it
 
     return run
@@ -181,9 +183,13 @@ def _compiling() -> Iterator[None]:
 
 
 def _kept(name: str) -> Path:
-    path = home() / "compiled" / name
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+    try:
+        path = home() / "compiled"
+        for folder in (path, path / name):  # not by `parents`, whose mode is the umask's
+            folder.mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ModelError(f"compiled networks cannot be kept in MASKMILL_HOME/compiled ({error.strerror})") from None
+    return path / name
 
 
 def _compiler() -> str:

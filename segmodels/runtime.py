@@ -77,10 +77,10 @@ def resolve_runtime(
     """The runtime on this machine: cuda if there is one, else cpu.
 
     What is left open (backend and precision "auto", threads None) is the fastest that `maskmill tune` measured on this
-    machine for networks of these dimensions and for what is given; without a table it is plain torch, fp32, all cores
-    this process may use. batch: default 1 on the CPU, 4 on a GPU. A model without a network compares and never rounds:
-    its backend is torch, its precision fp32. Raises ModelError for a value out of range, and for a backend that this
-    machine lacks.
+    machine for networks of these dimensions and for what is given (for threads that it did not try, with any). Without
+    a table it is plain torch, fp32, all cores this process may use. batch: default 1 on the CPU, 4 on a GPU. A model
+    without a network compares and never rounds: its backend is torch, its precision fp32. Raises ModelError for a value
+    out of range, and for a backend that this machine lacks.
     """
     import torch
 
@@ -98,11 +98,11 @@ def resolve_runtime(
         backend, precision = "torch", "fp32"
     else:
         rows = [row for row in tuning.read(machine(device)) if missing(row.backend, device) is None]
-        found = tuning.choose(
-            rows, model.network.dims, backend=_given(backend), precision=_given(precision), threads=threads
-        )
+        asked = (rows, model.network.dims, _given(backend), _given(precision))
+        # Threads that nobody measured: what is fastest with others is likely the fastest with these.
+        found = tuning.choose(*asked, threads) or tuning.choose(*asked, None)
         if found is not None:
-            backend, precision, threads = found.backend, found.precision, found.threads
+            backend, precision, threads = found.backend, found.precision, threads or found.threads
     backend, precision = _given(backend) or "torch", _given(precision) or "fp32"
     return Runtime(
         device=device,

@@ -43,7 +43,6 @@ class Row:
 def choose(
     rows: Sequence[Row],
     dims: int,
-    *,
     backend: str | None = None,
     precision: str | None = None,
     threads: int | None = None,

@@ -103,6 +103,8 @@ def test_a_2d_network_leaves_the_axis_across_as_it_is() -> None:
     ((3, 1, 1), (1, 1, 1), None, None),  # not more than three times
     ((5, 5, 1), (1, 1, 1), None, None),  # a tie
     ((5, 4.9999, 1), (1, 1, 1), None, None),  # a tie in a header that rounds
+    ((5, 5, 1), (4, 1, 1), None, 0),  # a tie, and the cells' axis is for the way back alone
+    ((5, 1, 1), (1, 4, 4), 0, None),
 ])  # fmt: skip
 def test_a_coarse_axis_takes_the_nearest(spacing: Any, wanted: Any, into: int | None, back: int | None) -> None:
     lattice = lattice_of((40, 40, 40), np.diag([*spacing[::-1], 1.0]), card(spacing_mm=list(wanted)))

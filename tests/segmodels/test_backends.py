@@ -7,6 +7,7 @@ import logging
 import stat
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,40 @@ def test_every_process_gives_the_same_bits_with_and_without_a_cache(backend: str
         assert ran.stderr == ""
     kept = tmp_path / "home/compiled" / backend
     assert any(kept.rglob("*"))
-    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+    for folder in (tmp_path / "home", tmp_path / "home/compiled", kept):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_openvino_holds_one_shape_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `exact` every small study has a shape of its own, and each would keep the weights once more."""
+    import openvino
+
+    made: list[weakref.ref[Any]] = []
+    real = openvino.CompiledModel.create_infer_request
+
+    def counted(self: Any) -> Any:
+        request = real(self)
+        made.append(weakref.ref(request))
+        return request
+
+    monkeypatch.setattr(openvino.CompiledModel, "create_infer_request", counted)
+    network = small_network("resunet", dims=3, classes=3, widths=[4, 8])
+    predictor = NetworkPredictor(network, runtime("openvino"))
+    tiles = [torch.randn(1, 1, n, 8, 8) for n in (8, 12, 8)]
+    answers = [predictor.predict(tile) for tile in (*tiles, tiles[-1])]
+    assert len(made) == 3
+    assert [request() is None for request in made] == [True, True, False]
+    assert torch.equal(answers[0], predictor.predict(tiles[0]))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_without_a_place_for_what_is_compiled_it_says_so(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MASKMILL_HOME", str(tmp_path / "file/home"))
+    with pytest.raises(ModelError, match="cannot be kept in MASKMILL_HOME"):
+        NetworkPredictor(small_network("resunet", dims=3, classes=2, widths=[4, 8]), runtime(backend))
 
 
 def saved(folder: Path) -> segmodels.Model:

@@ -59,8 +59,8 @@ def test_auto_reads_the_table_and_what_is_given_stands(at_home: Path, model: seg
     assert (tuned.backend, tuned.precision, tuned.threads) == ("inductor", "bf16", 4)
     given = resolve_runtime(model, backend="torch", precision="fp32", threads=3)
     assert (given.backend, given.precision, given.threads) == ("torch", "fp32", 3)
-    unknown = resolve_runtime(model, threads=7)
-    assert (unknown.backend, unknown.precision, unknown.threads) == ("torch", "fp32", 7)
+    not_measured = resolve_runtime(model, threads=7)
+    assert (not_measured.backend, not_measured.precision, not_measured.threads) == ("inductor", "bf16", 7)
     assert resolve_runtime(segmodels.load("kmeans")).backend == "torch"
 
 
