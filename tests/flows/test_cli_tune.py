@@ -53,13 +53,13 @@ def test_a_backend_that_is_lacking_is_told_before_anything_runs(tmp_path: Path) 
 @pytest.mark.realdata
 @pytest.mark.timeout(600)
 def test_a_fast_path_gives_the_same_masks_of_real_scans(shared: Path, tmp_path: Path) -> None:
-    """Wanted: mean Dice within 0.001. On forty scans it was within 0.0002 (docs/benchmarks.md); here are ten."""
-    images = sorted((shared / "hippocampus/images").glob("[!.]*.nii.gz"))[::20]
+    """Wanted: mean Dice within 0.001. On forty scans it was within 0.0002 (docs/benchmarks.md); here are five."""
+    images = sorted((shared / "hippocampus/images").glob("[!.]*.nii.gz"))[::40]
     (tmp_path / "in").mkdir()
     for image in images:
         shutil.copy(image, tmp_path / "in")
     means = {}
-    for backend, precision in (("torch", "fp32"), ("openvino", "bf16"), ("inductor", "bf16")):
+    for backend, precision in (("torch", "fp32"), ("openvino", "bf16")):
         out = tmp_path / f"{backend}-{precision}"
         ended = maskmill(
             "segment", tmp_path / "in", "-m", "hippocampus-resunet", "-o", out, "--engine", "serial",
@@ -69,7 +69,6 @@ def test_a_fast_path_gives_the_same_masks_of_real_scans(shared: Path, tmp_path: 
         means[backend] = np.mean([row["dice"] for row in table(out, "structures")])
     assert means["torch"] > 0.85
     assert abs(means["openvino"] - means["torch"]) < HALF_A_THOUSANDTH
-    assert abs(means["inductor"] - means["torch"]) < HALF_A_THOUSANDTH
 
 
 @pytest.mark.slow

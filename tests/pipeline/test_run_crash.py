@@ -168,9 +168,9 @@ def test_killed_at_some_writes(name: str, stories: dict[str, Story], tmp_path: P
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_every_write(name: str, stories: dict[str, Story], tmp_path: Path, run: Run) -> None:
-    """Every write of a first run, every fourth of the others: the writes that they share are most of them."""
+    """Every write of a first run, every eighth of the others: the writes that they share are most of them."""
     story, expected, old, writes = tell(name, stories, tmp_path, run)
-    for at in range(1, writes + 1, 1 if name == "first" else 4):
+    for at in range(1, writes + 1, 1 if name == "first" else 8):
         check_crash(story, at, tmp_path / "out", expected, old, run)
         for used in tmp_path.glob("out*"):
             shutil.rmtree(used)

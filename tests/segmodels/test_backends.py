@@ -49,8 +49,10 @@ def networks() -> dict[str, tuple[Network, tuple[int, ...]]]:
 EACH = [pytest.param("inductor", marks=pytest.mark.slow), "openvino"]  # inductor takes half a minute a network
 
 
-@pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize(("name", "backend"), [
+    *((name, "openvino") for name in networks()),
+    *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in ("3-D", "2-D without padding")),
+])  # fmt: skip
 def test_answers_are_torchs_to_rounding(name: str, backend: str) -> None:
     network, size = networks()[name]
     tiles = torch.randn(2, network.in_channels, *size)
@@ -65,8 +67,9 @@ def test_answers_are_torchs_to_rounding(name: str, backend: str) -> None:
     assert 0 < off < 0.03
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize(("backend", "precision"), [
+    ("openvino", "fp32"), ("openvino", "bf16"), pytest.param("inductor", "bf16", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_tile_has_the_same_bits_wherever_it_stands(backend: str, precision: str) -> None:
     network = small_network("resunet", dims=3, classes=3, widths=[8, 16, 32])
     predictor = NetworkPredictor(network, runtime(backend, precision, batch=3))
