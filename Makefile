@@ -39,7 +39,7 @@ test: $(DONE) ## every test but the slow ones (under 20 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST)
 
 slow: $(DONE) ## the slow tests: soaks, fuzzing, memory (under 40 minutes)
-	@$(BIN)/python -m pytest -m slow $(PYTEST)
+	@$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile $(PYTEST)
 
 lint: $(DONE) ## ruff: rules and formatting
 	@$(BIN)/ruff check -q .
