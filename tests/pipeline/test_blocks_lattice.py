@@ -13,10 +13,14 @@ import torch
 from block_helpers import margin_of, model_of, noise, random_network, receipts, runtime, store_image
 from monai.inferers import sliding_window_inference
 from scipy.ndimage import zoom
+from scipy.special import softmax
+from scipy.stats import entropy
 
+from pipeline import ledger
 from pipeline.blocks import segment_blocks
 from pipeline.grid import Triple, split_shards
 from pipeline.lattice import Lattice, View, lattice_of
+from pipeline.metrics.structures import merge_shards
 from segmodels import Model
 from segmodels.network import Network
 from segmodels.predictor import make_predictor
@@ -148,6 +152,43 @@ def test_a_study_stored_another_way_has_the_same_labels(tmp_path: Path) -> None:
             nib.orientations.ornt_transform(turn, nib.orientations.axcodes2ornt("RAS"))
         )
         assert (expected != np.asarray(back.dataobj).T).mean() < 1e-4
+
+
+@pytest.mark.parametrize(("stitch", "facts"), [
+    ("constant", {}), ("nnunet", {}), ("exact", {"divisor": (2, 2, 2), "halo": (10, 10, 10)}),
+])  # fmt: skip
+def test_every_way_to_stitch_turns_with_the_study(tmp_path: Path, stitch: str, facts: dict[str, Any]) -> None:
+    """Of a study stored another way each voxel has the same label: tiles lie as they would on the turned study."""
+    network = random_network("resunet", dims=3, classes=3, widths=[4, 8])
+    window: Triple = (24, 24, 28) if stitch == "exact" else WINDOW
+    voxels = noise((27, 30, 33))
+    turn = View((1, 2, 0), (True, False, True))  # the network sees y, x, z of what is stored
+    model = model_of(network, tile=list(window))
+    other = turn.turned(voxels)
+    labels = []
+    for name, seen, lattice in (
+        ("turned", voxels, Lattice(voxels.shape, (18, 40, 25), turn, (3, 3, 3))),
+        ("plain", np.ascontiguousarray(other), Lattice(other.shape, turn.seen((18, 40, 25)), View(), (3, 3, 3))),
+    ):
+        stored = store_image(tmp_path / name, seen, window, lattice=lattice, stitch=stitch, **facts)
+        receipts(list(segment_blocks([stored.whole()], model, make_predictor(model, runtime()), runtime())))
+        labels.append(stored.labels)
+    assert len(np.unique(labels[1])) > 1
+    assert (turn.turned(labels[0]) != labels[1]).mean() < 1e-4
+
+
+def test_uncertainty_is_that_of_the_voxels(tmp_path: Path) -> None:
+    network = random_network("resunet", dims=3, classes=3, widths=[4, 8])
+    model = model_of(network, tile=list(WINDOW), spacing_mm=[0.7, 0.6, 0.8])
+    voxels = noise((17, 29, 22))
+    lattice = lattice_of((17, 29, 22), np.eye(4), model.card)
+    stored = store_image(tmp_path, voxels, WINDOW, lattice=lattice)
+    receipts(list(segment_blocks([stored.whole()], model, make_predictor(model, runtime()), runtime())))
+    sums = merge_shards(ledger.markers(str(tmp_path / "ledger"), runtime().hash).values())
+    of_voxels = entropy(softmax(oracle(voxels[None], network, lattice, WINDOW), axis=0), axis=0) / np.log(3)
+    assert len(sums) == 2
+    for label, found in sums.items():
+        assert found.uncertainty["entropy"] == pytest.approx(of_voxels[stored.labels == label].sum(), rel=1e-4)
 
 
 def test_any_partition_has_the_same_bits(tmp_path: Path) -> None:
