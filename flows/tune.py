@@ -6,6 +6,12 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from segmodels.tuning import Row
 
 
 def tune_command(*, as_json: bool) -> int:
@@ -14,7 +20,7 @@ def tune_command(*, as_json: bool) -> int:
 
     from segmodels import tuning
     from segmodels.backends import BACKENDS, missing
-    from segmodels.runtime import machine, usable_cores
+    from segmodels.runtime import usable_cores
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for backend in BACKENDS:
@@ -24,6 +30,7 @@ def tune_command(*, as_json: bool) -> int:
     began, rows = time.monotonic(), []
     for row in tuning.measure(device, usable_cores()):
         rows.append(row)
+        _keep(device, rows)  # what is measured counts, also where this is stopped
         left = (time.monotonic() - began) / len(rows) * (total - len(rows))
         took = row.note or f"{row.seconds:.3f} s a tile (the first one {row.first_seconds:.1f} s)"
         print(
@@ -31,7 +38,6 @@ def tune_command(*, as_json: bool) -> int:
             f"{len(rows)} of {total}, about {left:.0f} s left",
             file=sys.stderr,
         )
-    tuning.write(machine(device), rows)
     chosen = {dims: tuning.choose(rows, dims) for dims in tuning.STAND_INS}
     for dims, best in chosen.items():
         if best is not None:
@@ -40,3 +46,13 @@ def tune_command(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"table": str(tuning.table_path()), "rows": [asdict(row) for row in rows]}))
     return 0
+
+
+def _keep(device: str, rows: list[Row]) -> None:
+    from segmodels import tuning
+    from segmodels.runtime import machine
+
+    try:
+        tuning.write(machine(device), rows)
+    except OSError as error:
+        raise UsageError(f"the table cannot be written to MASKMILL_HOME: {error.strerror}") from None

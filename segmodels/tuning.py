@@ -99,8 +99,11 @@ def write(machine: Mapping[str, str], rows: Sequence[Row]) -> None:
     path = table_path()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     table = {"format": FORMAT, "machine": dict(machine), "rows": [asdict(row) for row in rows]}
-    temporary.write_text(json.dumps(table, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(table, indent=1) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def candidates(device: str, cores: int) -> list[tuple[str, str, int]]:

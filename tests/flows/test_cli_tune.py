@@ -38,6 +38,13 @@ def test_auto_is_what_tune_measured(tmp_path: Path) -> None:
     }
 
 
+def test_a_table_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "home/tune.json").mkdir(parents=True)
+    ended = maskmill("tune", MASKMILL_HOME=str(tmp_path / "home"))
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1].startswith("maskmill: the table cannot be written to MASKMILL_HOME")
+
+
 def test_a_backend_that_is_lacking_is_told_before_anything_runs(tmp_path: Path) -> None:
     save_nifti(tmp_path / "in/a.nii.gz", brain())
     model = random_model(tmp_path / "model")
